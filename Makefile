@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
+#
+# Every target works from a clean clone: it sets the environment up first, which
+# takes minutes the first time and about a second afterwards.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Only the set-up uses the network.
+OFFLINE := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help env setup demo test lint format bench-program-sched docs clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | \
+		awk -F ':.*## ' '{ printf "  %-22s %s\n", $$1, $$2 }'
+
+env: ## Create .venv with vLLM for CPU and the plugins
+	@$(PYTHON) -m scripts.setup_env --no-model
+
+setup: ## The same, and the demo model
+	@$(PYTHON) -m scripts.setup_env
+
+demo: setup ## Replay agent programs on plain vLLM and on the program scheduler
+	@$(OFFLINE) $(BIN)/python -m benchmarks.program_sched.demo $(ARGS)
+
+test: setup ## Run all tests
+	@$(OFFLINE) $(BIN)/python -m pytest $(ARGS)
+
+lint: env ## Check style, types, spelling and licence headers
+	@$(BIN)/python -m scripts.lint
+
+format: env ## Rewrite the sources in the project's format
+	@$(BIN)/ruff check --fix-only . && $(BIN)/ruff format .
+
+bench-program-sched: setup ## Benchmark every policy of the program scheduler
+	@$(OFFLINE) $(BIN)/python -m benchmarks.program_sched.bench_programs $(ARGS)
+
+docs: ## Build the documentation into site/
+	@$(PYTHON) -m scripts.setup_env --no-model --extra docs
+	@$(BIN)/mkdocs build --strict
+
+clean: ## Remove .venv and everything built; the model cache stays
+	@$(PYTHON) -m scripts.clean

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
+"""Mixture-of-experts models in vLLM with expert weights held in CPU memory.
+
+This version holds the package only: it installs beside vLLM, changes nothing, and
+refuses to start a server that asks for it with
+``--additional-config.moe_offload.enabled true``. Every vLLM process imports this
+module, hence it uses the standard library only.
+"""
+
+__version__ = "0.1.0"
+__all__ = ["register"]
+
+
+def register() -> None:
+    """Have vLLM ask this plugin before it starts; enables nothing.
+
+    vLLM calls this in every process, possibly more than once.
+    """
+    from moe_offload.compat import check_before_start
+    from moe_offload.config import refuse_if_asked
+
+    check_before_start(refuse_if_asked)

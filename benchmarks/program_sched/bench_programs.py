@@ -30,6 +30,10 @@ from benchmarks.program_sched.workload import WorkloadParams
 from scripts.model_cache import resolve_model
 
 
+# Programs that no measured seed holds.
+_WARM_UP_SEED = 9001
+
+
 def _words(text: str) -> list[str]:
     return [word for word in text.split(",") if word]
 
@@ -66,6 +70,14 @@ def _parser() -> argparse.ArgumentParser:
         "--mix", type=_mix, default=defaults.mix, help="shares of chat,tools,tree"
     )
     parser.add_argument(
+        "--warm-up",
+        type=int,
+        default=40,
+        metavar="N",
+        help="unmeasured programs replayed on every server first, the same for every "
+        "policy, so that one which learns is measured as on a server that has run",
+    )
+    parser.add_argument(
         "--unloaded",
         type=int,
         default=0,
@@ -97,7 +109,7 @@ def _run(options: argparse.Namespace) -> int:
     for swept in ("seed", "rate", "text_variant"):
         del workload[swept]
     path = options.out / "results.json"
-    results = ResultFile(path, {"model": model, "workload": workload})
+    results = ResultFile(path, {"model": model, "workload": workload, "warm_up": options.warm_up})
     for policy in policies:
         _measure_policy(policy, model, results, options)
     cells = [cell for cell in results.cells if cell.policy in options.policies]
@@ -140,6 +152,9 @@ def _measure_policy(
     log = options.out / f"server-{policy.name}.log"
     with VllmServer(model, log, policy.server_flags) as vllm:
         prepare(vllm, policy)
+        if missing and options.warm_up:
+            warm = _params(options, seed=_WARM_UP_SEED, rate=2.0, variant="warm")
+            measure(vllm, policy, dataclasses.replace(warm, programs=options.warm_up))
         for seed in alone:
             params = _params(options, seed=seed, rate=1.0, variant="alone")
             cell = measure_unloaded(vllm, policy, params, options.unloaded)

@@ -22,6 +22,7 @@ class CallRecord:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    answer_id: str = ""
     error: str | None = None
 
 

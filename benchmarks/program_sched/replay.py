@@ -79,7 +79,9 @@ def call_body(
     open_calls = [other for other in program.calls if other.call_id not in done]
     xargs: dict[str, Any] = {"thread_id": call.thread}
     if call.parents:
-        xargs["parent_call_ids"] = list(call.parents)
+        # Ids that the server gave its answers; it knows no others.
+        answers = {record.call_id: record.answer_id for record in finished}
+        xargs["parent_call_ids"] = [answers[parent] for parent in call.parents]
     if len(open_calls) == 1:
         xargs["program_end"] = 1
     body: dict[str, Any] = {
@@ -168,6 +170,7 @@ class _ProgramRun:
         except BaseException as problem:
             record.error = str(problem) or type(problem).__name__
             raise
+        record.answer_id = answer["id"]
         usage = answer["usage"]
         details = usage.get("prompt_tokens_details") or {}
         record.prompt_tokens = usage["prompt_tokens"]

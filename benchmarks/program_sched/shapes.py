@@ -52,8 +52,8 @@ class WorkloadParams:
         seed: Decides everything; two rates with one seed hold the same programs.
         programs: Number of programs.
         rate: Program arrivals per second (Poisson).
-        mix: Shares of chat, tools and tree; normalised. Equal shares are the
-            paper's "mixed"; the default keeps trees from dominating short runs.
+        mix: Shares of chat, tools and tree; normalised. The default, equal
+            shares, is the paper's "Mixed" workload.
         call_scale: Factor on the call counts of chat and tools.
         tree_call_scale: Factor on the call counts of trees.
         tree_fan_out: Smallest and largest number of parallel calls of a round.
@@ -68,8 +68,8 @@ class WorkloadParams:
 
     seed: int = 1
     programs: int = 60
-    rate: float = 1.0
-    mix: tuple[float, float, float] = (0.6, 0.3, 0.1)
+    rate: float = 2.0
+    mix: tuple[float, float, float] = (1.0, 1.0, 1.0)
     call_scale: float = 0.6
     tree_call_scale: float = 0.15
     tree_fan_out: tuple[int, int] = (3, 4)

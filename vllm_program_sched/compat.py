@@ -79,6 +79,7 @@ REQUEST_ATTRIBUTES: tuple[str, ...] = (
     "prompt_token_ids",
     "num_tokens",
     "num_computed_tokens",
+    "is_prefill_chunk",
     "lora_request",
     "status",
 )

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 POLICIES = ("fcfs", "program_fcfs", "mlfq", "plas", "atlas", "gittins", "srpt")
@@ -60,7 +62,7 @@ class ProgramSchedConfig:
     prior_strength: float = 0.5
     size_exponent: float = 0.25
     class_prefix_tokens: int = 64
-    starvation_ratio: float = 16.0
+    starvation_ratio: float = 32.0
     starvation_floor_s: float = 5.0
     preemption: bool = True
     preempt_min_run_tokens: int = 16
@@ -82,6 +84,8 @@ class ProgramSchedConfig:
         _check_choice("service_unit", self.service_unit, SERVICE_UNITS)
         for name, (low, high) in _RANGES.items():
             _check_range(name, getattr(self, name), low, high)
+            if name in _INTEGERS:
+                object.__setattr__(self, name, int(getattr(self, name)))
         for name in ("preemption", "preempt_every_step"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(
@@ -100,9 +104,7 @@ class ProgramSchedConfig:
                 f"program_sched.level_bounds has {len(bounds)} values, but "
                 f"{self.levels} levels need {self.levels - 1}; give that many or none"
             )
-        if any(b <= a for a, b in zip(bounds, bounds[1:], strict=False)) or (
-            bounds and bounds[0] <= 0
-        ):
+        if any(b <= a for a, b in pairwise(bounds)) or (bounds and bounds[0] <= 0):
             raise ConfigError(
                 f"program_sched.level_bounds={list(bounds)}: values must be positive "
                 "and strictly ascending"
@@ -149,9 +151,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_id_length": (1, 1 << 16),
     "log_interval_s": (0.0, 1e9),
 }
-_INTEGERS = frozenset(
-    f.name for f in fields(ProgramSchedConfig) if f.type == "int"
-)
+_INTEGERS = frozenset(f.name for f in fields(ProgramSchedConfig) if f.type == "int")
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -162,9 +162,12 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         )
 
 
-def _check_range(name: str, value: Any, low: float, high: float) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or (name in _INTEGERS and int(value) != value):
+def _check_range(name: str, value: object, low: float, high: float) -> None:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or (name in _INTEGERS and value % 1 != 0)
+    ):
         kind = "an integer" if name in _INTEGERS else "a number"
         raise ConfigError(f"program_sched.{name}={value!r}: give {kind}")
     if not low <= value <= high:
@@ -174,9 +177,12 @@ def _check_range(name: str, value: Any, low: float, high: float) -> None:
         )
 
 
-def _floats(name: str, value: Any) -> tuple[float, ...]:
+def _floats(name: str, value: object) -> tuple[float, ...]:
     if not isinstance(value, (list, tuple)) or any(
-        isinstance(v, bool) or not isinstance(v, (int, float)) for v in value
+        isinstance(v, bool) or not isinstance(v, (int, float)) or not math.isfinite(v)
+        for v in value
     ):
-        raise ConfigError(f"program_sched.{name}={value!r}: give a list of numbers")
+        raise ConfigError(
+            f"program_sched.{name}={value!r}: give a list of finite numbers"
+        )
     return tuple(float(v) for v in value)

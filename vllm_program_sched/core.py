@@ -23,6 +23,9 @@ from vllm_program_sched.starvation import StarvationGuard
 from vllm_program_sched.step_meter import StepMeter
 
 _TIME_UNITS_PER_S = 1000.0
+# Up to this many active calls, what happens to one is followed by its siblings at once;
+# a program with more threads pays only when its service crosses a bin.
+_EAGER_SIBLINGS = 64
 
 
 class ProgramCore:
@@ -74,7 +77,9 @@ class ProgramCore:
         self.num_promotions += call.promoted
         self.guard.watch(call, now_s)
         self.rank(call)
-        if call.program.oracle_remaining is not None:
+        program = call.program
+        few = len(program.calls) <= _EAGER_SIBLINGS
+        if program.oracle_remaining is not None and few:
             self._refresh_siblings(call)
         return call
 
@@ -86,7 +91,9 @@ class ProgramCore:
         call.share_mark_s = self.meter.share_s
         call.elapsed_mark_s = self.meter.elapsed_s
 
-    def computed(self, call: Call, tokens: int, position: int) -> int:
+    def computed(
+        self, call: Call, tokens: int, position: int, *, generates: bool = True
+    ) -> int:
         """Note tokens that a running call computes in the current step.
 
         Cheap on purpose; :meth:`settle` does the booking. One token is a decode step;
@@ -98,6 +105,7 @@ class ProgramCore:
             call: The running call.
             tokens: Tokens computed, cached ones excluded.
             position: Tokens of the call that are computed after this step.
+            generates: False for a chunk that ends inside the prompt.
 
         Returns:
             How many of the tokens are recomputation.
@@ -106,8 +114,8 @@ class ProgramCore:
             call.pending_decode += 1
             return 0
         new = max(0, position - max(call.high_water_tokens, position - tokens))
-        call.pending_prefill += max(0, new - 1)
-        call.pending_decode += 1
+        call.pending_prefill += max(0, new - generates)
+        call.pending_decode += generates
         return tokens - new
 
     def settle(self, call: Call) -> bool:
@@ -128,15 +136,14 @@ class ProgramCore:
         """Book attained service on a call; returns whether its rank changed."""
         program = call.program
         self.table.charge(call, service, execution_s)
-        new_bin = life_bin(program)
-        if new_bin > program.life_bin:
-            self.tables.advance(program.class_key, program.life_bin, new_bin)
-            program.life_bin = new_bin
-        if isinstance(self.policy, QuantumPolicy):
-            self.policy.spend(call, service)
+        moved = self._advance(program)
+        if isinstance(self.policy, QuantumPolicy) and self.policy.spend(call, service):
+            call.queued_seq = self.table.next_seq()
         if not self.policy.follows_service:
             return False
-        if len(program.calls) > 1:
+        # Waiting siblings share the program's service. Following it bin by bin (at most
+        # 26 % late) keeps a program with very many threads cheap.
+        if moved and len(program.calls) > 1:
             self._refresh_siblings(call)
         return self.rank(call)
 
@@ -152,6 +159,7 @@ class ProgramCore:
         call.waiting_since_s = now_s
         call.preemptions += 1
         call.high_water_tokens = max(call.high_water_tokens, computed_tokens)
+        call.promoted = call.promoted and self.guard.is_starving(call, now_s)
         self.guard.watch(call, now_s)
         self.rank(call)
 
@@ -164,6 +172,12 @@ class ProgramCore:
         for queue in self.queues:
             queue.remove(call.call_id)
         self.table.finish(call, now_s, aborted)
+        siblings = call.program.calls
+        if len(siblings) <= _EAGER_SIBLINGS:
+            # What the call waited counts for them from now on.
+            for sibling in siblings.values():
+                if sibling.waiting_since_s is not None and not sibling.promoted:
+                    self.guard.watch(sibling, now_s)
 
     def end_program(self, program_id: str, now_s: float) -> bool:
         """End a program explicitly; returns whether it was known."""
@@ -183,11 +197,10 @@ class ProgramCore:
             rank = (call.tier, 0, float(call.program.seq), call.seq)
         else:
             level, order = self.policy.place(call)
-            if level != call.rank[1]:
+            if level != call.rank[1] and call.rank[1] != 0:
                 # A call that changes queue goes to the tail of the new one.
-                if call.rank[1] != 0:
-                    call.queued_seq = self.table.next_seq()
-                    level, order = self.policy.place(call)
+                call.queued_seq = self.table.next_seq()
+                level, order = self.policy.place(call)
             rank = (call.tier, level, order, call.seq)
         if rank == call.rank:
             return False
@@ -210,43 +223,32 @@ class ProgramCore:
         candidate: Call,
         running: Iterable[Call],
         recompute_tokens: Callable[[Call], int],
-        check_cost: bool = True,
     ) -> Call | None:
         """Running call to preempt for ``candidate``, or None.
+
+        Gain is weighed against recomputation (see ``preemption``); user priority and
+        starving candidates are served whatever it costs.
 
         Args:
             candidate: The best waiting call.
             running: Calls that hold a slot and may be preempted.
             recompute_tokens: Tokens lost if a call is preempted now.
-            check_cost: Weigh gain against recomputation (see ``preemption``); tiers
-                and starving candidates are served whatever it costs.
         """
         if not self.config.preemption:
             return None
-        victim = preemption.choose(
-            candidate,
-            (
-                preemption.Victim(c, recompute_tokens(c), self.policy.index(c))
-                for c in running
-                if preemption.is_worse(
-                    c, candidate, self.config.preempt_hysteresis_levels
-                )
-            ),
-            self.config,
-        )
-        if victim is None:
+        found = preemption.choose(candidate, running, recompute_tokens, self.config)
+        if found is None:
             return None
-        entitled = victim.call.rank[0] > candidate.rank[0] or candidate.promoted
-        if check_cost and not entitled:
-            worth = preemption.pays(
-                self.policy.index(candidate),
-                victim,
-                self.meter.release_interval_s,
-                self.meter.prefill_s_per_token,
-            )
-            if not worth:
-                return None
-        return victim.call
+        victim, lost = found
+        entitled = victim.rank[0] > candidate.rank[0] or candidate.promoted
+        worth = entitled or preemption.pays(
+            self.policy.index(candidate),
+            self.policy.index(victim),
+            lost,
+            self.meter.release_interval_s,
+            self.meter.prefill_s_per_token,
+        )
+        return victim if worth else None
 
     # Accounting helpers
 
@@ -265,6 +267,14 @@ class ProgramCore:
             + self.config.decode_weight * decode_tokens
         )
 
+    def _advance(self, program: Program) -> bool:
+        new_bin = life_bin(program)
+        if new_bin <= program.life_bin:
+            return False
+        self.tables.advance(program.class_key, program.life_bin, new_bin)
+        program.life_bin = new_bin
+        return True
+
     def _refresh_siblings(self, call: Call) -> None:
         # Waiting siblings share the program's service; their place follows it.
         for sibling in call.program.calls.values():
@@ -282,6 +292,7 @@ class ProgramCore:
 
     def _rerank_waiting(self) -> None:
         for queue in self.queues:
-            for call in list(queue.calls()):
+            # Best first, so that calls that change queue together keep their order.
+            for call in queue.ordered():
                 self.rank(call)
             queue.rebuild()

@@ -23,15 +23,20 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 
+import numpy as np
+
 _BINS_PER_OCTAVE = 3
 _FIRST_EDGE = 8.0
 _OCTAVES = 22
 NUM_BINS = _BINS_PER_OCTAVE * _OCTAVES
 _RATIO: float = 2.0 ** (1.0 / _BINS_PER_OCTAVE)
 # Bin k covers [EDGES[k], EDGES[k + 1]); bin 0 starts at zero service.
-EDGES: tuple[float, ...] = (0.0,) + tuple(
-    _FIRST_EDGE * _RATIO**k for k in range(NUM_BINS)
+EDGES: tuple[float, ...] = (
+    0.0,
+    *(_FIRST_EDGE * _RATIO**k for k in range(NUM_BINS)),
 )
+_LOWER_EDGES = np.asarray(EDGES[:NUM_BINS])
+_WIDTHS = np.diff(np.asarray(EDGES))
 # A Pareto(1) job has hazard 1/x: its index grows in proportion to attained service,
 # which is exactly least-attained-service order.
 _PARETO_HAZARD = 1.0 - 1.0 / _RATIO
@@ -41,12 +46,13 @@ def bin_of(service: float) -> int:
     """Index of the bin that holds ``service`` (service units, >= 0)."""
     if service < _FIRST_EDGE:
         return 0
+    if service >= EDGES[NUM_BINS - 1]:
+        return NUM_BINS - 1
     k = 1 + int(math.log2(service / _FIRST_EDGE) * _BINS_PER_OCTAVE)
     # The logarithm may round across an edge; the edges decide.
-    k = min(k, NUM_BINS - 1)
     if service < EDGES[k]:
         return k - 1
-    if k < NUM_BINS - 1 and service >= EDGES[k + 1]:
+    if service >= EDGES[k + 1]:
         return k + 1
     return k
 
@@ -76,6 +82,7 @@ class LifeTable:
         self.finished = [0.0] * NUM_BINS
         self.passed = [0.0] * NUM_BINS
         self.num_finished = 0.0
+        self._events = 0.0
         self._events_since_refresh = 0
         self._parent_finished = 0.0
         self._index: list[float] = []
@@ -84,17 +91,22 @@ class LifeTable:
         """Record that a program left ``old_bin`` alive and is now in ``new_bin``."""
         for k in range(old_bin, new_bin):
             self.passed[k] += 1.0
-        self._events_since_refresh += new_bin - old_bin
+        self._note(new_bin - old_bin)
 
     def finish(self, last_bin: int) -> None:
         """Record that a program ended inside ``last_bin``."""
         self.finished[last_bin] += 1.0
         self.num_finished += 1.0
-        self._events_since_refresh += _BINS_PER_OCTAVE
+        self._note(_BINS_PER_OCTAVE)
         if self.num_finished > self.max_programs:
             self.finished = [x * 0.5 for x in self.finished]
             self.passed = [x * 0.5 for x in self.passed]
             self.num_finished *= 0.5
+            self._events *= 0.5
+
+    def _note(self, events: int) -> None:
+        self._events += events
+        self._events_since_refresh += events
 
     def hazards(self) -> list[float]:
         """Probability to end inside each bin, given that it was entered."""
@@ -129,7 +141,7 @@ class LifeTable:
     def _is_stale(self) -> bool:
         if not self._index:
             return True
-        if self._events_since_refresh > 0.15 * (self.num_finished + 1.0):
+        if self._events_since_refresh > 2.0 + 0.05 * self._events:
             return True
         if self.parent is None:
             return False
@@ -154,33 +166,25 @@ def inverse_gittins(hazards: list[float], size_exponent: float = 0.0) -> list[fl
     Args:
         hazards: Probability to end inside each bin given it was entered,
             ``NUM_BINS`` floats in (0, 1].
+        size_exponent: Completing a program of size x is worth ``x ** -size_exponent``;
+            0 counts all programs alike.
 
     Returns:
         Service to invest per expected completion, ``NUM_BINS`` floats > 0.
     """
-    index = [0.0] * NUM_BINS
-    widths = [EDGES[k + 1] - EDGES[k] for k in range(NUM_BINS)]
-    # Service spent inside a bin by a program that enters it: one that ends there
-    # uses half of the width on average.
-    spent = [w * (1.0 - 0.5 * h) for w, h in zip(widths, hazards, strict=True)]
-    middles = [EDGES[k] + 0.5 * widths[k] for k in range(NUM_BINS)]
-    worth = [m**-size_exponent for m in middles]
-    for start in range(NUM_BINS):
-        best = math.inf
-        alive = 1.0
-        invested = 0.0
-        reward = 0.0
-        for k in range(start, NUM_BINS):
-            invested += alive * spent[k]
-            reward += alive * hazards[k] * worth[k]
-            alive *= 1.0 - hazards[k]
-            cost = invested / reward if reward > 0.0 else math.inf
-            if cost < best:
-                best = cost
-            elif alive < 1e-3:
-                break
-        index[start] = best
-    return index
+    hazard = np.clip(np.asarray(hazards), 0.0, 1.0 - 1e-12)
+    # alive[i, k]: probability to enter bin k, given that bin i was entered.
+    log_alive = np.concatenate(([0.0], np.cumsum(np.log1p(-hazard))[:-1]))
+    with np.errstate(under="ignore"):
+        alive = np.exp(np.minimum(log_alive[None, :] - log_alive[:, None], 0.0))
+    alive = np.triu(alive)
+    # A program that ends inside a bin uses half of its width on average.
+    invested = np.cumsum(alive * (_WIDTHS * (1.0 - 0.5 * hazard)), axis=1)
+    worth = (_LOWER_EDGES + 0.5 * _WIDTHS) ** -size_exponent
+    reward = np.cumsum(alive * (hazard * worth), axis=1)
+    cost = np.full_like(invested, np.inf)
+    np.divide(invested, reward, out=cost, where=reward > 0.0)
+    return [float(x) for x in cost.min(axis=1)]
 
 
 class ClassTables:
@@ -190,9 +194,15 @@ class ClassTables:
         prior_strength: Weight of the pooled hazards in a class, and of the Pareto
             prior in the pool, in programs per bin.
         max_classes: Bound of the number of classes.
+        size_exponent: See :func:`inverse_gittins`.
     """
 
-    def __init__(self, prior_strength: float = 4.0, max_classes: int = 1024, size_exponent: float = 0.0) -> None:
+    def __init__(
+        self,
+        prior_strength: float = 4.0,
+        max_classes: int = 1024,
+        size_exponent: float = 0.0,
+    ) -> None:
         """See the class docstring."""
         self.prior_strength = prior_strength
         self.max_classes = max_classes
@@ -216,6 +226,17 @@ class ClassTables:
                 self._tables.popitem(last=False)
         else:
             self._tables.move_to_end(class_key)
+        return table
+
+    def known(self, class_key: str) -> LifeTable:
+        """The table to rank by: the class's own once it has seen two programs.
+
+        Before that the pool knows as much, and where every program is a class of its
+        own no index is computed for each of them.
+        """
+        table = self._tables.get(class_key)
+        if table is None or table.passed[0] + table.finished[0] < 2.0:
+            return self.pooled
         return table
 
     def advance(self, class_key: str, old_bin: int, new_bin: int) -> None:

@@ -11,7 +11,12 @@ from typing import Any
 from vllm_program_sched.compat import init_logger
 from vllm_program_sched.core import ProgramCore
 from vllm_program_sched.identity import tenant_of_program
-from vllm_program_sched.metrics import PreemptionReason, ProgramMetrics
+from vllm_program_sched.metrics import (
+    CallState,
+    PreemptionReason,
+    ProgramMetrics,
+    ServiceUnit,
+)
 from vllm_program_sched.metrics_textfile import TextfileExporter
 from vllm_program_sched.process_table import Call, Program
 
@@ -41,7 +46,7 @@ class Observer:
     ) -> None:
         """See the class docstring."""
         self.core = core
-        unit = "time" if core.config.service_unit == "time" else "tokens"
+        unit: ServiceUnit = "time" if core.config.service_unit == "time" else "tokens"
         self.metrics = ProgramMetrics(model_name, engine_index, unit)
         self.exporter = (
             TextfileExporter(self.metrics.registry, engine_index) if export else None
@@ -55,7 +60,7 @@ class Observer:
         self._next_log_s = time.monotonic() + core.config.log_interval_s
         self._interval: Counter[str] = Counter()
         self._interval_latency_s = 0.0
-        self._levels_seen: set[tuple[int, str]] = set()
+        self._levels_seen: set[tuple[int, CallState]] = set()
 
     def program_ended(self, program: Program, reason: str) -> None:
         """A program left the table."""
@@ -151,7 +156,7 @@ class Observer:
 
     def _set_gauges(self, running: list[Any]) -> None:
         self.metrics.set_live_programs(len(self.core.table))
-        counts: Counter[tuple[int, str]] = Counter()
+        counts: Counter[tuple[int, CallState]] = Counter()
         for queue in self.core.queues:
             counts.update((call.rank[1], "waiting") for call in queue.calls())
         calls = self.core.table.calls
@@ -191,9 +196,7 @@ def _program_row(program: Program, now_s: float) -> dict[str, Any]:
         "program_id": program.program_id,
         "class": program.class_key,
         "age_s": round(now_s - program.arrival_s, 3),
-        "wait_s": round(
-            program.wait_s + sum(c.total_wait_s(now_s) for c in calls), 3
-        ),
+        "wait_s": round(program.wait_s + sum(c.total_wait_s(now_s) for c in calls), 3),
         "execution_s": round(
             program.execution_s + sum(c.execution_s for c in calls), 3
         ),

@@ -7,8 +7,9 @@ smaller *level* justifies preempting a running call, ``order`` decides inside a 
 ``index`` is the same preference as a quantity of service, which the preemption rule
 needs to weigh gain against cost.
 
-Sources: Autellix (arXiv 2502.13965): PLAS eq. 1, ATLAS eq. 2, algorithm 1. Program-FCFS:
-Continuum (arXiv 2511.02230). SRPT: Schrage 1968. Gittins: see ``life_table``.
+Sources: Autellix (arXiv 2502.13965): PLAS eq. 1, ATLAS eq. 2, algorithm 1.
+Program-FCFS: Continuum (arXiv 2511.02230). SRPT: Schrage 1968. Gittins: see
+``life_table``.
 """
 
 from __future__ import annotations
@@ -109,19 +110,25 @@ class QuantumPolicy(Policy):
             return self.bounds.level_of(self.index(call)), float(call.queued_seq)
         if call.queue_index == 0:
             call.queue_index = self.bounds.level_of(self.inherited(call))
-            call.quantum_left = (
-                self.config.quanta[call.queue_index - 1] - call.service
-            )
+            call.quantum_left = self.config.quanta[call.queue_index - 1] - call.service
         return call.queue_index, float(call.queued_seq)
 
-    def spend(self, call: Call, service: float) -> None:
-        """Take service off the call's quantum and drop a queue when it is used up."""
+    def spend(self, call: Call, service: float) -> bool:
+        """Take service off the call's quantum; returns whether it ran out.
+
+        The call then drops a queue; in the last queue it gets a new quantum there, and
+        the caller sends it to the tail (the paper's figure 2 needs this round robin).
+        """
         if not self.config.quanta or call.queue_index == 0:
-            return
+            return False
         call.quantum_left -= service
+        ran_out = call.quantum_left <= 0
         while call.quantum_left <= 0 and call.queue_index < self.config.levels:
             call.queue_index += 1
             call.quantum_left += self.config.quanta[call.queue_index - 1]
+        if call.quantum_left <= 0:
+            call.quantum_left = self.config.quanta[-1]
+        return ran_out
 
 
 class MLFQ(QuantumPolicy):
@@ -195,7 +202,7 @@ class Gittins(IndexPolicy):
     def index(self, call: Call) -> float:
         """Service still to invest per expected completion."""
         program = call.program
-        table = self.tables.get(program.class_key)
+        table = self.tables.known(program.class_key)
         return table.service_per_completion(program.attained_service)
 
     def program_ended(self, program: Program) -> bool:

@@ -14,29 +14,12 @@ against ping-pong on top of that.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 
 from vllm_program_sched.config import ProgramSchedConfig
 from vllm_program_sched.process_table import Call
 
 _MAX_BACKOFF = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Victim:
-    """A running call that may be preempted.
-
-    Attributes:
-        call: The call.
-        recompute_tokens: Tokens that are lost if it is preempted now, i.e. computed
-            but neither in full cached blocks nor offloaded.
-        index: The policy's index of the call.
-    """
-
-    call: Call
-    recompute_tokens: int
-    index: float
 
 
 def is_worse(victim: Call, candidate: Call, hysteresis_levels: int) -> bool:
@@ -57,7 +40,8 @@ def has_run_enough(call: Call, config: ProgramSchedConfig) -> bool:
 
 def pays(
     candidate_index: float,
-    victim: Victim,
+    victim_index: float,
+    recompute_tokens: int,
     release_interval_s: float,
     prefill_s_per_token: float,
 ) -> bool:
@@ -65,30 +49,45 @@ def pays(
 
     Args:
         candidate_index: The policy's index of the waiting call, service units.
-        victim: The running call.
+        victim_index: The policy's index of the running call, service units.
+        recompute_tokens: Tokens the victim would compute again.
         release_interval_s: Mean time until a slot becomes free by itself.
         prefill_s_per_token: Time to compute one token again.
     """
-    ratio = candidate_index / victim.index if victim.index > 0 else 1.0
+    ratio = candidate_index / victim_index if victim_index > 0 else 1.0
     gain_s = release_interval_s * (1.0 - min(1.0, ratio))
-    return gain_s > victim.recompute_tokens * prefill_s_per_token
+    return gain_s > recompute_tokens * prefill_s_per_token
 
 
 def choose(
     candidate: Call,
-    running: Iterable[Victim],
+    running: Iterable[Call],
+    recompute_tokens: Callable[[Call], int],
     config: ProgramSchedConfig,
-) -> Victim | None:
-    """The victim for a candidate: worst tier and level, then cheapest to recompute."""
-    best: Victim | None = None
+) -> tuple[Call, int] | None:
+    """The victim for a candidate: worst tier and level, then cheapest to recompute.
+
+    Args:
+        candidate: The waiting call.
+        running: Calls that may be preempted.
+        recompute_tokens: Tokens lost if a call is preempted now, i.e. computed but
+            neither in full cached blocks nor offloaded.
+        config: Options.
+
+    Returns:
+        The victim and the tokens it would compute again, or None.
+    """
+    best: tuple[Call, int] | None = None
     best_key: tuple[int, int, int, int] | None = None
-    for victim in running:
-        call = victim.call
+    for call in running:
+        if best_key is not None and call.rank[:2] < best_key[:2]:
+            continue
         if not is_worse(call, candidate, config.preempt_hysteresis_levels):
             continue
         if not has_run_enough(call, config):
             continue
-        key = (call.rank[0], call.rank[1], -victim.recompute_tokens, call.seq)
+        lost = recompute_tokens(call)
+        key = (call.rank[0], call.rank[1], -lost, call.seq)
         if best_key is None or key > best_key:
-            best, best_key = victim, key
+            best, best_key = (call, lost), key
     return best

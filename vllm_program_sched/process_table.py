@@ -53,6 +53,7 @@ class Call:
         share_mark_s: ``StepMeter.share_s`` up to which time is charged.
         elapsed_mark_s: ``StepMeter.elapsed_s`` up to which time is charged.
         high_water_tokens: Tokens already computed once; below it is recomputation.
+        starving_at_s: When the starvation guard last expected the call to starve.
         rank: Cached sort key; see ``core.ProgramCore.rank``.
         payload: Whatever the adapter schedules (a vLLM ``Request``).
     """
@@ -80,6 +81,7 @@ class Call:
     quantum_left: float = 0.0
     queued_seq: int = 0
     promoted: bool = False
+    starving_at_s: float = 0.0
     rank: tuple[int, int, float, int] = (0, 0, 0.0, 0)
     payload: Any = None
 

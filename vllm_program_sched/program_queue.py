@@ -11,7 +11,7 @@ from vllm_program_sched.core import ProgramCore
 from vllm_program_sched.process_table import Call
 
 
-class ProgramRequestQueue(RequestQueue):  # type: ignore[misc]
+class ProgramRequestQueue(RequestQueue):
     """Waiting requests in the order of their programs' ranks.
 
     "Prepending" means adding: where a request stands is a matter of rank, and its
@@ -33,11 +33,13 @@ class ProgramRequestQueue(RequestQueue):  # type: ignore[misc]
 
     def pop_request(self) -> Request:
         """Remove and return the best request."""
-        return self.ready.pop().payload
+        request: Request = self.ready.pop().payload
+        return request
 
     def peek_request(self) -> Request:
         """Return the best request."""
-        return self.ready.peek().payload
+        request: Request = self.ready.peek().payload
+        return request
 
     def prepend_request(self, request: Request) -> None:
         """Add a request at its rank."""

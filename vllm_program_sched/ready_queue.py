@@ -39,8 +39,7 @@ class ReadyQueue:
         self._version += 1
         self._live[call.call_id] = (self._version, call)
         heapq.heappush(self._heap, (call.rank, self._version, call))
-        if len(self._heap) > 64 and len(self._heap) > 2 * len(self._live):
-            self.rebuild()
+        self._shrink()
 
     def refresh(self, call: Call) -> None:
         """Re-sort a call whose rank changed; nothing happens if it is not here."""
@@ -49,7 +48,9 @@ class ReadyQueue:
 
     def remove(self, call_id: str) -> bool:
         """Take a call out; returns whether it was here."""
-        return self._live.pop(call_id, None) is not None
+        known = self._live.pop(call_id, None) is not None
+        self._shrink()
+        return known
 
     def peek(self) -> Call:
         """The best call.
@@ -69,6 +70,7 @@ class ReadyQueue:
         self._drop_stale()
         call = heapq.heappop(self._heap)[2]
         del self._live[call.call_id]
+        self._shrink()
         return call
 
     def rebuild(self) -> None:
@@ -85,6 +87,11 @@ class ReadyQueue:
     def ordered(self) -> list[Call]:
         """All waiting calls, best first."""
         return sorted(self.calls(), key=lambda call: call.rank)
+
+    def _shrink(self) -> None:
+        # Stale entries keep calls, and what hangs on them, in memory.
+        if len(self._heap) > 64 and len(self._heap) > 2 * len(self._live):
+            self.rebuild()
 
     def _drop_stale(self) -> None:
         heap, live = self._heap, self._live

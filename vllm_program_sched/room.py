@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from vllm_program_sched.compat import FinishReason, Request, SchedulerOutput
@@ -13,6 +14,8 @@ from vllm_program_sched.observer import Observer
 from vllm_program_sched.process_table import Call
 
 _SCAN_LIMIT = 8
+# Looking for a victim reads every running call; every fourth step is soon enough.
+_LOOK_EVERY = 4
 
 
 class RoomMaker:
@@ -38,6 +41,7 @@ class RoomMaker:
         # What a preemption is booked under; vLLM's own ones are for KV blocks.
         self.reason: PreemptionReason = "kv"
         self._kv_blocked_id: str | None = None
+        self._steps = 0
 
     def kv_is_tight(self) -> bool:
         """Whether vLLM may soon preempt by itself, so that order matters to it."""
@@ -52,6 +56,9 @@ class RoomMaker:
             self._preempt_for_test(now_s)
             return
         if not config.preemption or not self.core.policy.preemptive:
+            return
+        self._steps += 1
+        if self._steps % _LOOK_EVERY:
             return
         for _ in range(config.preempt_max_per_step):
             candidate = self._best_candidate()
@@ -124,7 +131,7 @@ class RoomMaker:
             if scheduler._request_blocks_can_be_freed(request)
         ]
 
-    def _recompute_tokens(self, short: PreemptionReason) -> Any:
+    def _recompute_tokens(self, short: PreemptionReason) -> Callable[[Call], int]:
         """How many tokens a victim would compute again.
 
         When slots are short, its full blocks stay in the prefix cache. When blocks are

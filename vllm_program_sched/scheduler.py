@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_program_sched.activation import check_vllm_version, read_options
 from vllm_program_sched.compat import (
@@ -37,14 +37,20 @@ from vllm_program_sched.program_queue import ProgramRequestQueue
 from vllm_program_sched.request_identity import arrive
 from vllm_program_sched.room import RoomMaker
 
+# The mixin stands before one of vLLM's schedulers; type checkers see it as one.
+if TYPE_CHECKING:
+    _SchedulerBase = Scheduler
+else:
+    _SchedulerBase = object
+
 logger = init_logger("vllm.plugins.program_sched")
 
 # Attained service is booked for a slice of the running calls per step, so each is
-# booked every eighth step and a step's cost stays flat.
-_SETTLE_EVERY = 8
+# booked every sixteenth step and a step's cost stays flat.
+_SETTLE_EVERY = 16
 
 
-class ProgramSchedulingMixin:
+class ProgramSchedulingMixin(_SchedulerBase):
     """The adapter, over either of vLLM's scheduler classes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -54,7 +60,7 @@ class ProgramSchedulingMixin:
             RuntimeError: vLLM is too old.
             ValueError: An option is wrong, or the model is not supported.
         """
-        vllm_config = kwargs.get("vllm_config", args[0] if args else None)
+        vllm_config: Any = kwargs.get("vllm_config", args[0] if args else None)
         check_vllm_version("program_sched")
         options = read_options(
             vllm_config.additional_config, "program_sched", ProgramSchedConfig.names()
@@ -198,8 +204,13 @@ class ProgramSchedulingMixin:
             if tokens == 1:
                 calls[req_id].pending_decode += 1
                 continue
-            position = requests[req_id].num_computed_tokens
-            again = core.computed(calls[req_id], tokens, position)
+            request = requests[req_id]
+            again = core.computed(
+                calls[req_id],
+                tokens,
+                request.num_computed_tokens,
+                generates=not request.is_prefill_chunk,
+            )
             if again:
                 self.observer.recomputed(again)
         total = output.total_num_scheduled_tokens
@@ -265,11 +276,11 @@ class ProgramSchedulingMixin:
         self.observer.fault()
 
 
-class SyncProgramScheduler(ProgramSchedulingMixin, Scheduler):  # type: ignore[misc]
+class SyncProgramScheduler(ProgramSchedulingMixin, Scheduler):
     """The adapter over vLLM's synchronous scheduler (CPU, or async switched off)."""
 
 
-class ProgramScheduler(ProgramSchedulingMixin, AsyncScheduler):  # type: ignore[misc]
+class ProgramScheduler(ProgramSchedulingMixin, AsyncScheduler):
     """The class to name in ``--scheduler-cls``.
 
     Over ``AsyncScheduler`` where vLLM schedules asynchronously (GPU), and over

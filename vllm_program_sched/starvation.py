@@ -3,8 +3,8 @@
 """Starvation guard: programs that waited too long for what they ran go first.
 
 Source: Autellix, algorithm 1: a call moves to the first queue when
-``(W_program + W_call) / (T_program + T_call) >= beta``. The paper leaves three gaps; the
-decisions here are:
+``(W_program + W_call) / (T_program + T_call) >= beta``. The paper leaves three gaps;
+the decisions here are:
 
 * A new program has ``T = 0``. Execution time is floored at the mean of finished
   programs, so a new program waits at most ``beta`` mean executions.
@@ -16,7 +16,9 @@ decisions here are:
   together with newcomers, who could delay them without bound).
 
 While a call waits, its execution time stands still, so the moment at which it becomes
-starving is known on arrival and kept in a heap: nothing is scanned.
+starving is known on arrival and kept in a heap: nothing is scanned. What its siblings
+do meanwhile moves that moment: later is noticed when the moment comes, and earlier (a
+sibling that waited has finished) by watching the call again.
 """
 
 from __future__ import annotations
@@ -24,6 +26,19 @@ from __future__ import annotations
 import heapq
 
 from vllm_program_sched.process_table import Call, Program
+
+_MIN_COMPACT = 256
+
+
+def _is_current(entry: tuple[float, int, Call]) -> bool:
+    """Whether it is the call's last entry, and the call is alive and may starve."""
+    due_s, _, call = entry
+    return (
+        due_s == call.starving_at_s
+        and call.waiting_since_s is not None
+        and not call.promoted
+        and call.program.calls.get(call.call_id) is call
+    )
 
 
 class StarvationGuard:
@@ -41,6 +56,7 @@ class StarvationGuard:
         self._mean_execution_s = 0.0
         self._num_ended = 0
         self._due: list[tuple[float, int, Call]] = []
+        self._compact_at = _MIN_COMPACT
 
     @property
     def floor_s(self) -> float:
@@ -64,9 +80,22 @@ class StarvationGuard:
         return now_s + self.ratio * max(self.floor_s, execution_s) - waited_s
 
     def watch(self, call: Call, now_s: float) -> None:
-        """Keep an eye on a call that starts to wait."""
+        """Keep an eye on a call that starts to wait, or may starve sooner now."""
         if self.ratio > 0.0:
-            heapq.heappush(self._due, (self.due_s(call, now_s), call.seq, call))
+            self._push(call, self.due_s(call, now_s))
+            if len(self._due) > self._compact_at:
+                self._compact()
+
+    def _push(self, call: Call, due_s: float) -> None:
+        call.starving_at_s = due_s
+        heapq.heappush(self._due, (due_s, call.seq, call))
+
+    def _compact(self) -> None:
+        # Calls that no longer wait would stay until their moment comes, which may be
+        # hours away, and keep their requests in memory.
+        self._due = [entry for entry in self._due if _is_current(entry)]
+        heapq.heapify(self._due)
+        self._compact_at = max(_MIN_COMPACT, 2 * len(self._due))
 
     def is_starving(self, call: Call, now_s: float) -> bool:
         """Whether the call's program has waited beyond the ratio."""
@@ -76,15 +105,13 @@ class StarvationGuard:
         """Waiting calls that are starving now and were not promoted yet."""
         starving: list[Call] = []
         while self._due and self._due[0][0] <= now_s:
-            _, _, call = heapq.heappop(self._due)
-            waiting = call.waiting_since_s is not None
-            if not waiting or call.promoted:
+            entry = heapq.heappop(self._due)
+            if not _is_current(entry):
                 continue
-            if call.call_id not in call.program.calls:
-                continue
+            call = entry[2]
             due_s = self.due_s(call, now_s)
             if due_s > now_s:
-                heapq.heappush(self._due, (due_s, call.seq, call))
+                self._push(call, due_s)
             else:
                 starving.append(call)
         return starving

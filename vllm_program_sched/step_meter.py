@@ -7,6 +7,7 @@ from __future__ import annotations
 _DECAY = 0.98
 _MAX_STEP_S = 5.0
 _DEFAULT_PREFILL_S_PER_TOKEN = 1e-4
+_MAX_UNMEASURED_S_PER_TOKEN = 1e-3
 
 
 class StepMeter:
@@ -31,7 +32,8 @@ class StepMeter:
         self._mean_step_s = 0.0
         self._var_tokens = 0.0
         self._cov = 0.0
-        self._last_release_s: float | None = None
+        # With no release yet, the wait so far is the best estimate there is.
+        self._last_release_s = 0.0
         self._release_interval_s = 0.0
 
     def step(self, step_s: float, num_calls: int, num_tokens: int) -> None:
@@ -59,22 +61,17 @@ class StepMeter:
 
     def released(self) -> None:
         """Record that a running call gave its slot back by itself."""
-        if self._last_release_s is not None:
-            interval_s = self.elapsed_s - self._last_release_s
-            if self._release_interval_s == 0.0:
-                self._release_interval_s = interval_s
-            else:
-                self._release_interval_s += 0.1 * (
-                    interval_s - self._release_interval_s
-                )
+        interval_s = self.elapsed_s - self._last_release_s
+        if self._release_interval_s == 0.0:
+            self._release_interval_s = interval_s
+        else:
+            self._release_interval_s += 0.1 * (interval_s - self._release_interval_s)
         self._last_release_s = self.elapsed_s
 
     @property
     def release_interval_s(self) -> float:
         """Mean time between slot releases, at least the time since the last one."""
-        since_s = 0.0
-        if self._last_release_s is not None:
-            since_s = self.elapsed_s - self._last_release_s
+        since_s = self.elapsed_s - self._last_release_s
         return max(self._release_interval_s, since_s)
 
     @property
@@ -83,5 +80,8 @@ class StepMeter:
         if self._var_tokens > 1.0 and self._cov > 0.0:
             return self._cov / self._var_tokens
         if self._mean_tokens > 0.0:
-            return self._mean_step_s / self._mean_tokens
+            # Decode steps alone say little: their time hardly depends on tokens.
+            return min(
+                self._mean_step_s / self._mean_tokens, _MAX_UNMEASURED_S_PER_TOKEN
+            )
         return _DEFAULT_PREFILL_S_PER_TOKEN

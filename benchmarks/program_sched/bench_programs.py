@@ -29,7 +29,6 @@ from benchmarks.program_sched.server import VllmServer
 from benchmarks.program_sched.workload import WorkloadParams
 from scripts.model_cache import resolve_model
 
-
 # Programs that no measured seed holds.
 _WARM_UP_SEED = 9001
 
@@ -109,7 +108,9 @@ def _run(options: argparse.Namespace) -> int:
     for swept in ("seed", "rate", "text_variant"):
         del workload[swept]
     path = options.out / "results.json"
-    results = ResultFile(path, {"model": model, "workload": workload, "warm_up": options.warm_up})
+    results = ResultFile(
+        path, {"model": model, "workload": workload, "warm_up": options.warm_up}
+    )
     for policy in policies:
         _measure_policy(policy, model, results, options)
     cells = [cell for cell in results.cells if cell.policy in options.policies]

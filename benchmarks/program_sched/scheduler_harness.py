@@ -9,7 +9,7 @@ the sampled tokens are made up.
 
 from collections import deque
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from vllm.engine.arg_utils import EngineArgs
@@ -59,7 +59,7 @@ class SchedulerHarness:
         max_num_batched_tokens: int = 2048,
         async_scheduling: bool = False,
         log_stats: bool = False,
-        policy: str = "fcfs",
+        policy: Literal["fcfs", "priority"] = "fcfs",
     ) -> None:
         """See the class docstring."""
         arguments = EngineArgs(
@@ -112,7 +112,7 @@ class SchedulerHarness:
         *,
         priority: int = 0,
         session_id: str | None = None,
-        **xargs: Any,
+        **xargs: object,
     ) -> Request:
         """Queue a request; it ends after exactly ``max_tokens`` tokens."""
         if program_id is not None:
@@ -137,7 +137,7 @@ class SchedulerHarness:
         output: SchedulerOutput = self.scheduler.schedule()
         self._in_flight.append(output)
         if len(self._in_flight) >= self._depth:
-            self._process(self._in_flight.popleft())
+            self.process(self._in_flight.popleft())
         return output
 
     def drain(self, max_steps: int = 100_000) -> int:
@@ -149,7 +149,7 @@ class SchedulerHarness:
         for steps in range(max_steps):
             if not self.scheduler.has_unfinished_requests():
                 while self._in_flight:
-                    self._process(self._in_flight.popleft())
+                    self.process(self._in_flight.popleft())
                 self.scheduler.schedule()
                 return steps
             self.step()
@@ -169,7 +169,8 @@ class SchedulerHarness:
         pool = self.scheduler.kv_cache_manager.block_pool
         return int(pool.get_num_free_blocks())
 
-    def _process(self, output: SchedulerOutput) -> None:
+    def process(self, output: SchedulerOutput) -> None:
+        """Give a scheduled step its made-up output."""
         ids = list(output.num_scheduled_tokens)
         sampled = [self._sample(output, request_id) for request_id in ids]
         result = self.scheduler.update_from_output(

@@ -95,7 +95,7 @@ class Simulator:
         programs: Sequence[ProgramSpec],
         config: ProgramSchedConfig,
         engine: EngineModel | None = None,
-        settle_every: int = 4,
+        settle_every: int = 16,
     ) -> None:
         """See the class docstring."""
         self.programs = programs
@@ -180,7 +180,8 @@ class Simulator:
         if self._steps % self.settle_every == 0:
             for call in self._running:
                 self.core.settle(call)
-        if len(self.queue) and len(self._running) >= self.engine.slots:
+        full = len(self._running) >= self.engine.slots
+        if full and len(self.queue) and core.policy.preemptive:
             self._maybe_preempt()
         while len(self.queue) and len(self._running) < self.engine.slots:
             self._start(self.queue.pop())
@@ -199,7 +200,7 @@ class Simulator:
                 budget -= chunk
                 prefill_tokens += chunk
                 self.result.recomputed_tokens += core.computed(
-                    call, chunk, run.computed
+                    call, chunk, run.computed, generates=run.prompt_left == 0
                 )
                 if run.prompt_left > 0:
                     continue
@@ -213,7 +214,9 @@ class Simulator:
                 finished.append(call)
         engine = self.engine
         step_s = (
-            engine.base_s + engine.decode_s * decodes + engine.prefill_s * prefill_tokens
+            engine.base_s
+            + engine.decode_s * decodes
+            + engine.prefill_s * prefill_tokens
         )
         self._now_s += step_s
         self._steps += 1
@@ -238,8 +241,11 @@ class Simulator:
             run: _Run = victim.payload
             self._running.remove(victim)
             self.core.preempt(victim, self._now_s, run.computed)
-            run.prompt_left = lost(victim)
-            run.computed -= run.prompt_left
+            # A decoding victim also computes its last sampled token again; one in
+            # the middle of its prompt still has the rest of it to go.
+            redo = run.computed % block
+            run.prompt_left = (run.prompt_left or 1) + redo
+            run.computed -= redo
             self.queue.push(victim)
             self.result.preemptions += 1
             self._start(self.queue.pop())

@@ -43,7 +43,15 @@ SMALL = WorkloadParams(
 
 def _done(program: ProgramSpec, count: int) -> list[CallRecord]:
     return [
-        CallRecord(call.call_id, 0.0, 1.0, 100, 60, call.output_tokens)
+        CallRecord(
+            call.call_id,
+            0.0,
+            1.0,
+            100,
+            60,
+            call.output_tokens,
+            answer_id=f"answer-{call.call_id}",
+        )
         for call in program.calls[:count]
     ]
 
@@ -53,7 +61,7 @@ def test_a_call_names_its_thread_and_parents_and_forces_its_length() -> None:
     body = call_body(TREE, call, [], _done(TREE, 1), OPTIONS)
     assert body["vllm_xargs"] == {
         "thread_id": call.thread,
-        "parent_call_ids": list(call.parents),
+        "parent_call_ids": [f"answer-{parent}" for parent in call.parents],
     }
     assert body["min_tokens"] == body["max_tokens"] == call.output_tokens
     assert body["ignore_eos"] is True

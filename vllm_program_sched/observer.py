@@ -77,6 +77,11 @@ class Observer:
         """A call finished or was aborted."""
         self.metrics.call_finished(call.total_wait_s(now_s), call.service)
         self._interval["calls"] += 1
+        if not self.core.table.calls:
+            # No step follows on an idle engine, and the gauges must not stand still.
+            self._set_gauges([])
+            if self.exporter is not None:
+                self.exporter.maybe_write(now_s)
 
     def preempted(self, reason: PreemptionReason) -> None:
         """A running call made room."""

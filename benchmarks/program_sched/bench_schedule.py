@@ -3,8 +3,9 @@
 """What one call of `schedule()` costs: vLLM's own scheduler against the plugin.
 
 Run from the repository root: ``python -m benchmarks.program_sched.bench_schedule``.
-Both schedulers are vLLM's real classes with the same running and waiting requests; only the
-model is missing. Their steps alternate, so that other load on the machine hits both.
+Both schedulers are vLLM's real classes with the same running and waiting requests; only
+the model is missing. Their steps alternate, so that other load on the machine hits
+both.
 """
 
 import argparse

@@ -73,7 +73,7 @@ def served(directory: Path) -> str:
 def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 20
     while not condition():
-        assert time.monotonic() < deadline, "nothing was written"
+        assert time.monotonic() < deadline, "the expected change did not come"
         time.sleep(0.01)
 
 

@@ -361,8 +361,12 @@ def records() -> Iterator[list[logging.LogRecord]]:
     version of pytest and on what was imported before.
     """
     found: list[logging.LogRecord] = []
-    handler = logging.Handler()
-    handler.emit = found.append  # type: ignore[method-assign]
+
+    class Keeper(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record)
+
+    handler = Keeper()
     logger = logging.getLogger("vllm.plugins.program_sched")
     logger.addHandler(handler)
     yield found

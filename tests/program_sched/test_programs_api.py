@@ -218,3 +218,23 @@ def test_routes_need_the_key(program_server: ProgramServer) -> None:
         assert httpx.get(f"{base}/v1/programs", headers=headers).status_code == 401
         ended = httpx.post(f"{base}/v1/programs/p/end", headers=headers)
         assert ended.status_code == 401
+
+
+@pytest.mark.vllm
+def test_keys_do_not_see_or_end_each_others_programs(
+    program_server: ProgramServer,
+) -> None:
+    name = "private-e2e"
+    complete(program_server, name)
+    stranger = httpx.Client(
+        base_url=program_server.base_url,
+        headers={"Authorization": "Bearer other-key"},
+        timeout=60,
+    )
+    with stranger:
+        table = stranger.get("/v1/programs?limit=1000")
+        assert table.status_code == 200, table.text
+        assert name not in {found["program_id"] for found in table.json()["data"]}
+        assert stranger.post(f"/v1/programs/{name}/end").json()["ended"] is False
+    ended = program_server.client.post(f"/v1/programs/{name}/end").json()["ended"]
+    assert ended is True

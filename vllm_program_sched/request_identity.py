@@ -39,7 +39,10 @@ def arrive(
         )
     except IdentityError as error:
         on_error(str(error))
-        identity = identify(request.request_id, None, None)
+        # The API key's name space is the middleware's word, not the client's: it stays.
+        tenant = (xargs or {}).get("program_tenant")
+        kept = {} if error.field == "program_tenant" else {"program_tenant": tenant}
+        identity = identify(request.request_id, kept, None)
     return core.arrive(
         request.request_id,
         identity.program_id,

@@ -190,9 +190,8 @@ async def replay(
     """Run all programs and return their records, in order of arrival."""
     progress = Progress(label, len(programs), stream)
     timeout = aiohttp.ClientTimeout(total=options.call_timeout_s)
-    # vLLM closes idle connections after 5 s; one that it is just closing must not be
-    # used for a call.
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=3.0)
+    # A connection per call: one that the server is just closing as idle would lose it.
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
     records: list[ProgramRecord] = []
     async with aiohttp.ClientSession(
         connector=connector, timeout=timeout, headers=options.headers()

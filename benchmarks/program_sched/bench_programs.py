@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.program_sched.experiment import (
+    let_learn,
     load_ratio,
     measure,
     measure_unloaded,
@@ -28,9 +29,6 @@ from benchmarks.program_sched.results import ResultFile
 from benchmarks.program_sched.server import VllmServer
 from benchmarks.program_sched.workload import WorkloadParams
 from scripts.model_cache import resolve_model
-
-# Programs that no measured seed holds.
-_WARM_UP_SEED = 9001
 
 
 def _words(text: str) -> list[str]:
@@ -153,9 +151,9 @@ def _measure_policy(
     log = options.out / f"server-{policy.name}.log"
     with VllmServer(model, log, policy.server_flags) as vllm:
         prepare(vllm, policy)
-        if missing and options.warm_up:
-            warm = _params(options, seed=_WARM_UP_SEED, rate=2.0, variant="warm")
-            measure(vllm, policy, dataclasses.replace(warm, programs=options.warm_up))
+        if missing:
+            any_params = _params(options, seed=0, rate=2.0, variant="")
+            let_learn(vllm, policy, any_params, options.warm_up)
         for seed in alone:
             params = _params(options, seed=seed, rate=1.0, variant="alone")
             cell = measure_unloaded(vllm, policy, params, options.unloaded)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.program_sched.experiment import measure, prepare
+from benchmarks.program_sched.experiment import let_learn, measure, prepare
 from benchmarks.program_sched.plot import plot_latency_cdf
 from benchmarks.program_sched.policies import BASELINE, POLICIES, policy_named
 from benchmarks.program_sched.report import Cell, Summary, summarize, tables
@@ -32,7 +32,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", help="path or hub id (default: the demo model)")
     parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--programs", type=int, default=defaults.programs)
+    parser.add_argument("--programs", type=int, default=48)
+    parser.add_argument(
+        "--warm-up",
+        type=int,
+        default=24,
+        metavar="N",
+        help="unmeasured programs replayed first on both servers; the scheduler learns "
+        "from them as it would from the traffic of a running server",
+    )
     parser.add_argument(
         "--rate", type=float, default=defaults.rate, help="program arrivals per second"
     )
@@ -73,13 +81,18 @@ def _run(options: argparse.Namespace) -> int:
     out: Path = options.out
     results_path = out / "results.json"
     results_path.unlink(missing_ok=True)
-    settings = {"model": model, "workload": dataclasses.asdict(params)}
+    settings = {
+        "model": model,
+        "workload": dataclasses.asdict(params),
+        "warm_up": options.warm_up,
+    }
     results = ResultFile(results_path, settings)
     for name in (BASELINE, options.policy):
         policy = policy_named(name)
         print(f"\n== {policy.title} ==", file=sys.stderr)
         with VllmServer(model, out / f"server-{name}.log", policy.server_flags) as vllm:
             prepare(vllm, policy)
+            let_learn(vllm, policy, params, options.warm_up)
             results.add(measure(vllm, policy, params))
     pictures = plot_latency_cdf(results.cells, out / "latency_cdf")
     _conclude(results, pictures, as_json=options.json)
@@ -94,7 +107,7 @@ def _explain(params: WorkloadParams, model: str, policy: str) -> None:
         f"trees), {params.rate:g} new programs per second, seed {params.seed}.\n"
         f"Model: {model}\n"
         f"Servers, one after the other: {POLICIES[BASELINE].title}, "
-        f"{POLICIES[policy].title}. About five minutes on two cores.",
+        f"{POLICIES[policy].title}. After a warm-up. About six minutes on two cores.",
         file=sys.stderr,
     )
 

@@ -3,6 +3,7 @@
 """One measurement: a workload, replayed on a running server under one policy."""
 
 import asyncio
+import dataclasses
 from collections.abc import Sequence
 
 from benchmarks.program_sched.policies import PolicySpec
@@ -15,10 +16,27 @@ from benchmarks.program_sched.workload import (
     generate_programs,
 )
 
+_LEARNING_SEED = 9001
+
 
 def prepare(server: VllmServer, policy: PolicySpec) -> None:
     """Pay the first-step costs of a server that has just started."""
     asyncio.run(warm_up(_options(server, policy)))
+
+
+def let_learn(
+    server: VllmServer, policy: PolicySpec, params: WorkloadParams, programs: int
+) -> None:
+    """Replay programs that no measured seed holds, and measure nothing.
+
+    Every policy gets them, so that one which learns is measured as on a server that has
+    been running, and caches are equally warm for all.
+    """
+    if programs:
+        unmeasured = dataclasses.replace(
+            params, seed=_LEARNING_SEED, programs=programs, text_variant="warm"
+        )
+        measure(server, policy, unmeasured)
 
 
 def measure(

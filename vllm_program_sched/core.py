@@ -139,7 +139,7 @@ class ProgramCore:
         moved = self._advance(program)
         if isinstance(self.policy, QuantumPolicy) and self.policy.spend(call, service):
             call.queued_seq = self.table.next_seq()
-        if not self.policy.follows_service:
+        if not self.policy.follows_service or (self.policy.by_bin and not moved):
             return False
         # Waiting siblings share the program's service. Following it bin by bin (at most
         # 26 % late) keeps a program with very many threads cheap.

@@ -32,11 +32,13 @@ class Policy(ABC):
     Attributes:
         preemptive: Whether levels may differ, so that preemption makes sense.
         follows_service: Whether the rank of a call changes as service accrues.
+        by_bin: Whether following it from bin to bin of the life tables is enough.
     """
 
     name = ""
     preemptive = True
     follows_service = True
+    by_bin = False
 
     def __init__(self, config: ProgramSchedConfig, tables: ClassTables) -> None:
         """Keep the options and the learned distributions."""
@@ -198,6 +200,7 @@ class Gittins(IndexPolicy):
     """Inverse Gittins index of the program's remaining service, learned per class."""
 
     name = "gittins"
+    by_bin = True
 
     def index(self, call: Call) -> float:
         """Service still to invest per expected completion."""

@@ -40,7 +40,7 @@ bench-program-sched: setup ## Benchmark every policy of the program scheduler
 
 docs: ## Build the documentation into site/
 	@$(PYTHON) -m scripts.setup_env --no-model --extra docs
-	@$(BIN)/mkdocs build --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean: ## Remove .venv and everything built; the model cache stays
 	@$(PYTHON) -m scripts.clean

@@ -107,7 +107,8 @@ def _explain(params: WorkloadParams, model: str, policy: str) -> None:
         f"trees), {params.rate:g} new programs per second, seed {params.seed}.\n"
         f"Model: {model}\n"
         f"Servers, one after the other: {POLICIES[BASELINE].title}, "
-        f"{POLICIES[policy].title}. After a warm-up. About six minutes on two cores.",
+        f"{POLICIES[policy].title}; each is warmed up first. About seven minutes on "
+        "two cores.",
         file=sys.stderr,
     )
 

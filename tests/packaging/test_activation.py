@@ -27,8 +27,12 @@ def _forget_earlier_checks() -> Iterator[None]:
 def records() -> Iterator[list[logging.LogRecord]]:
     """What the plugin logs; vLLM's loggers do not reach pytest's own handler."""
     found: list[logging.LogRecord] = []
-    handler = logging.Handler()
-    handler.emit = found.append  # type: ignore[method-assign]
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record)
+
+    handler = Collector()
     logger = logging.getLogger("vllm.plugins.program_sched")
     level = logger.level
     logger.addHandler(handler)

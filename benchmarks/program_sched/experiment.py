@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from benchmarks.program_sched.policies import PolicySpec
 from benchmarks.program_sched.replay import ReplayOptions, replay, warm_up
-from benchmarks.program_sched.report import Cell
+from benchmarks.program_sched.report import Cell, summarize
 from benchmarks.program_sched.server import SERVED_NAME, VllmServer, growth
 from benchmarks.program_sched.workload import (
     ProgramSpec,
@@ -17,6 +17,8 @@ from benchmarks.program_sched.workload import (
 )
 
 _LEARNING_SEED = 9001
+# Arrivals that leave no slot free until the last programs end.
+_BURST_RATE = 100.0
 
 
 def prepare(server: VllmServer, policy: PolicySpec) -> None:
@@ -26,33 +28,48 @@ def prepare(server: VllmServer, policy: PolicySpec) -> None:
 
 def let_learn(
     server: VllmServer, policy: PolicySpec, params: WorkloadParams, programs: int
-) -> None:
-    """Replay programs that no measured seed holds, and measure nothing.
+) -> float:
+    """Replay programs that no measured seed holds, all arriving together.
 
     Every policy gets them, so that one which learns is measured as on a server that has
     been running, and caches are equally warm for all.
+
+    Returns:
+        The capacity of the server: programs that it finishes per second.
     """
-    if programs:
-        unmeasured = dataclasses.replace(
-            params, seed=_LEARNING_SEED, programs=programs, text_variant="warm"
-        )
-        measure(server, policy, unmeasured)
+    unmeasured = dataclasses.replace(
+        params,
+        seed=_LEARNING_SEED,
+        programs=programs,
+        rate=_BURST_RATE,
+        text_variant="warm",
+    )
+    cell = measure(server, policy, unmeasured)
+    return programs / summarize(cell).makespan_s
 
 
 def measure(
     server: VllmServer,
     policy: PolicySpec,
     params: WorkloadParams,
+    load: float = 0.0,
 ) -> Cell:
     """Replay the workload and return its cell.
+
+    Args:
+        server: A running server.
+        policy: What it runs, and what the client tells it.
+        params: The workload.
+        load: Its arrival rate as a multiple of the server's capacity, for the record.
 
     Raises:
         ServerError: The server ended during the replay.
     """
     programs = generate_programs(params)
-    label = f"{policy.name}, {params.rate:g}/s, seed {params.seed}"
+    label = f"{policy.name}, {params.rate:.2f}/s, seed {params.seed}"
     options = _options(server, policy)
-    return _measure(server, policy, params, programs, options, label)
+    cell = _measure(server, policy, params, programs, options, label)
+    return dataclasses.replace(cell, load=load)
 
 
 def measure_unloaded(
@@ -64,32 +81,6 @@ def measure_unloaded(
     options = _options(server, policy, one_at_a_time=True)
     label = f"{policy.name}, one at a time, seed {params.seed}"
     return _measure(server, policy, params, chosen, options, label)
-
-
-def load_ratio(loaded: Cell, unloaded: Cell) -> float:
-    """Return mean latency under load / unloaded, over the programs in both.
-
-    Raises:
-        ValueError: No program finished in both.
-    """
-    alone_s, loaded_s = _latencies_s(unloaded), _latencies_s(loaded)
-    both = alone_s.keys() & loaded_s.keys()
-    if not both:
-        raise ValueError("no program finished both under load and alone")
-    return sum(loaded_s[name] for name in both) / sum(alone_s[name] for name in both)
-
-
-def _latencies_s(cell: Cell) -> dict[str, float]:
-    return {
-        _shape_id(row.program_id): row.latency_s
-        for row in cell.programs
-        if row.error is None
-    }
-
-
-def _shape_id(program_id: str) -> str:
-    """Return the id without the variant of its words."""
-    return program_id.partition("@")[0]
 
 
 def _options(
@@ -116,6 +107,7 @@ def _measure(
     server.check_alive()
     return Cell(
         policy=policy.name,
+        load=0.0,
         rate=params.rate,
         seed=params.seed,
         programs=tuple(records),

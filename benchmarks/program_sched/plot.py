@@ -20,7 +20,7 @@ _STYLES = ("-", "--", "-.", ":")
 
 
 def plot_latency_cdf(cells: Sequence[Cell], path: Path) -> list[Path]:
-    """Write the CDF of program latency, one panel per rate, as PNG and SVG.
+    """Write the CDF of program latency, one panel per load, as PNG and SVG.
 
     Programs of all seeds are pooled. `path` is given without a suffix.
 
@@ -32,14 +32,14 @@ def plot_latency_cdf(cells: Sequence[Cell], path: Path) -> list[Path]:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    rates = sorted({cell.rate for cell in cells})
+    loads = sorted({cell.load for cell in cells})
     names = [name for name in POLICIES if any(cell.policy == name for cell in cells)]
     figure, axes = plt.subplots(
-        1, len(rates), figsize=(6.4 * len(rates), 4.2), sharey=True, squeeze=False
+        1, len(loads), figsize=(6.4 * len(loads), 4.2), sharey=True, squeeze=False
     )
-    for axis, rate in zip(axes[0], rates, strict=True):
+    for axis, load in zip(axes[0], loads, strict=True):
         for index, name in enumerate(names):
-            latencies_s = _latencies_s(cells, name, rate)
+            latencies_s = _latencies_s(cells, name, load)
             if latencies_s.size == 0:
                 continue
             axis.step(
@@ -52,7 +52,7 @@ def plot_latency_cdf(cells: Sequence[Cell], path: Path) -> list[Path]:
             )
         axis.set_xscale("log")
         axis.set_xlabel("program latency [s]")
-        axis.set_title(f"{rate:g} program arrivals/s")
+        axis.set_title(f"programs arrive at {load:g} x the capacity of plain vLLM")
         axis.grid(visible=True, which="both", alpha=0.25)
         axis.legend(loc="lower right", fontsize=8)
     axes[0][0].set_ylabel("share of programs finished")
@@ -65,12 +65,12 @@ def plot_latency_cdf(cells: Sequence[Cell], path: Path) -> list[Path]:
 
 
 def _latencies_s(
-    cells: Sequence[Cell], policy: str, rate: float
+    cells: Sequence[Cell], policy: str, load: float
 ) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
     values = [
         row.latency_s
         for cell in cells
-        if cell.policy == policy and cell.rate == rate
+        if cell.policy == policy and cell.load == load
         for row in cell.programs
         if row.error is None
     ]

@@ -131,8 +131,12 @@ class _ProgramRun:
                     group.create_task(self._make(call))
         except* CallFailed as failures:
             self._record.error = str(failures.exceptions[0])
-        self._record.finish_s = time.perf_counter() - self._start
+        self._record.finish_s = self._now_s()
         self._progress.program_finished(failed=self._record.error is not None)
+
+    def _now_s(self) -> float:
+        """Time since the replay began, to the millisecond."""
+        return round(time.perf_counter() - self._start, 3)
 
     async def _make(self, call: CallSpec) -> None:
         for parent in call.parents:
@@ -144,11 +148,11 @@ class _ProgramRun:
         ]
         finished = [record for record in self._record.calls if record.error is None]
         body = call_body(self._program, call, messages, finished, self._options)
-        record = CallRecord(call.call_id, time.perf_counter() - self._start, 0.0)
+        record = CallRecord(call.call_id, self._now_s(), 0.0)
         try:
             text = await self._send(body, record)
         finally:
-            record.finish_s = time.perf_counter() - self._start
+            record.finish_s = self._now_s()
             self._record.calls.append(record)
         reply = {"role": "assistant", "content": text}
         self._messages[call.call_id] = [*messages, reply]

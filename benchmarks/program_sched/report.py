@@ -16,9 +16,15 @@ from benchmarks.program_sched.records import CallRecord, ProgramRecord
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One replay: a policy, an arrival rate and a seed, with all raw rows."""
+    """One replay: a policy, a load and a seed, with all raw rows.
+
+    Attributes:
+        load: Arrival rate as a multiple of the capacity of plain vLLM.
+        rate: Program arrivals per second.
+    """
 
     policy: str
+    load: float
     rate: float
     seed: int
     programs: tuple[ProgramRecord, ...]
@@ -169,25 +175,27 @@ def ratios(
     return result
 
 
-def by_policy(cells: Iterable[Cell], rate: float) -> dict[str, dict[int, Summary]]:
-    """Return the summaries at one arrival rate: policy, then seed."""
+def by_policy(cells: Iterable[Cell], load: float) -> dict[str, dict[int, Summary]]:
+    """Return the summaries at one load: policy, then seed."""
     found: dict[str, dict[int, Summary]] = {}
     for cell in cells:
-        if cell.rate == rate:
+        if cell.load == load:
             found.setdefault(cell.policy, {})[cell.seed] = summarize(cell)
     order = list(POLICIES)
     return dict(sorted(found.items(), key=lambda item: order.index(item[0])))
 
 
 def tables(cells: Sequence[Cell]) -> str:
-    """Return, for every rate, the table of values and the table of ratios."""
+    """Return, for every load, the table of values and the table of ratios."""
     blocks = []
-    for rate in sorted({cell.rate for cell in cells}):
-        found = by_policy(cells, rate)
+    for load in sorted({cell.load for cell in cells}):
+        found = by_policy(cells, load)
+        rate = next(cell.rate for cell in cells if cell.load == load)
         seeds = max(len(summaries) for summaries in found.values())
         programs = max(s.programs for runs in found.values() for s in runs.values())
         blocks.append(
-            f"{rate:g} program arrivals/s, {programs} programs, "
+            f"{load:g} x capacity ({rate:.2f} program arrivals/s), {programs} programs"
+            ", "
             + (f"median of {seeds} seeds" if seeds > 1 else "1 seed")
             + " (program latency; ms/token = latency / generated tokens)"
         )
@@ -206,6 +214,49 @@ def tables(cells: Sequence[Cell]) -> str:
             blocks.append("lowest and highest of the seeds")
             blocks.append(_range_table(compared))
     return "\n\n".join(blocks)
+
+
+def load_line(load: float, cells: Iterable[Cell], alone: Iterable[Cell]) -> str | None:
+    """Say how loaded plain vLLM was; None when that was not measured."""
+    unloaded = {cell.seed: cell for cell in alone}
+    found = [
+        load_ratio(cell, unloaded[cell.seed])
+        for cell in cells
+        if (cell.policy, cell.load) == (BASELINE, load) and cell.seed in unloaded
+    ]
+    if not found:
+        return None
+    return (
+        f"mean latency on plain vLLM {statistics.median(found):.1f} "
+        f"({min(found):.1f} to {max(found):.1f}) times that of the same programs one "
+        "at a time"
+    )
+
+
+def load_ratio(loaded: Cell, unloaded: Cell) -> float:
+    """Return mean latency under load / unloaded, over the programs in both.
+
+    Raises:
+        ValueError: No program finished in both.
+    """
+    alone_s, loaded_s = _latencies_s(unloaded), _latencies_s(loaded)
+    both = alone_s.keys() & loaded_s.keys()
+    if not both:
+        raise ValueError("no program finished both under load and alone")
+    return sum(loaded_s[name] for name in both) / sum(alone_s[name] for name in both)
+
+
+def _latencies_s(cell: Cell) -> dict[str, float]:
+    return {
+        _shape_id(row.program_id): row.latency_s
+        for row in cell.programs
+        if row.error is None
+    }
+
+
+def _shape_id(program_id: str) -> str:
+    """Return the id without the variant of its words."""
+    return program_id.partition("@")[0]
 
 
 def _table(

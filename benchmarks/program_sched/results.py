@@ -13,7 +13,14 @@ from benchmarks.program_sched.report import Cell, summarize
 
 
 class ResultFile:
-    """Cells measured so far; written after each one, so that a run can resume."""
+    """Cells measured so far; written after each one, so that a run can resume.
+
+    Attributes:
+        capacity: Programs per second that plain vLLM finishes on this machine, the
+            unit of load; None until it has been measured.
+        cells: The measured cells.
+        unloaded: Cells of programs that ran one at a time.
+    """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         """Open `path`, keeping the cells of an earlier run with equal settings.
@@ -24,6 +31,7 @@ class ResultFile:
         self.path = path
         # Through JSON and back, so that a tuple equals the list that is read.
         self._settings: dict[str, Any] = json.loads(json.dumps(settings))
+        self.capacity: float | None = None
         self.cells: list[Cell] = []
         self.unloaded: list[Cell] = []
         if path.exists():
@@ -48,13 +56,14 @@ class ResultFile:
                 f"{self.path} was measured with another {', '.join(changed)}; move it "
                 "away or choose another --out"
             )
+        self.capacity = data["capacity"]
         self.cells = [Cell.from_json(row) for row in data["cells"]]
         self.unloaded = [Cell.from_json(row) for row in data["unloaded"]]
 
-    def has(self, policy: str, rate: float, seed: int) -> bool:
+    def has(self, policy: str, load: float, seed: int) -> bool:
         """Return whether this cell has been measured."""
-        key = (policy, rate, seed)
-        return any((cell.policy, cell.rate, cell.seed) == key for cell in self.cells)
+        key = (policy, load, seed)
+        return any((cell.policy, cell.load, cell.seed) == key for cell in self.cells)
 
     def add(self, cell: Cell, *, unloaded: bool = False) -> None:
         """Keep a cell and write the file."""
@@ -66,9 +75,11 @@ class ResultFile:
         data = {
             "settings": self._settings,
             "environment": environment.describe(),
+            "capacity": self.capacity,
             "summaries": [
                 {
                     "policy": cell.policy,
+                    "load": cell.load,
                     "rate": cell.rate,
                     "seed": cell.seed,
                     **summarize(cell).to_json(),
@@ -80,5 +91,18 @@ class ResultFile:
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(data, indent=1) + "\n")
+        partial.write_text(_one_row_a_line(data))
         os.replace(partial, self.path)
+
+
+def _one_row_a_line(data: Mapping[str, Any]) -> str:
+    """Return JSON that a person can scan and `git diff` can follow."""
+    fields = []
+    for name, value in data.items():
+        if isinstance(value, list):
+            rows = ",\n ".join(json.dumps(row) for row in value)
+            text = f"[\n {rows}\n]" if rows else "[]"
+        else:
+            text = json.dumps(value, indent=1)
+        fields.append(f"{json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(fields) + "\n}\n"

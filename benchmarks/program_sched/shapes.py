@@ -68,13 +68,13 @@ class WorkloadParams:
 
     seed: int = 1
     programs: int = 60
-    rate: float = 2.0
+    rate: float = 1.0
     mix: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    call_scale: float = 0.6
-    tree_call_scale: float = 0.15
+    call_scale: float = 0.5
+    tree_call_scale: float = 0.1
     tree_fan_out: tuple[int, int] = (3, 4)
-    token_scale: float = 0.15
-    min_output_tokens: int = 12
+    token_scale: float = 0.1
+    min_output_tokens: int = 8
     max_output_tokens: int = 160
     max_context_tokens: int = 3600
     think_scale: float = 1.0

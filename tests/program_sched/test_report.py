@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.program_sched import bench_programs, demo
-from benchmarks.program_sched.experiment import load_ratio
 from benchmarks.program_sched.plot import plot_latency_cdf
 from benchmarks.program_sched.policies import POLICIES, policy_named
 from benchmarks.program_sched.records import CallRecord, ProgramRecord
 from benchmarks.program_sched.report import (
     Cell,
+    load_ratio,
     over_seeds,
     ratios,
     summarize,
@@ -30,7 +30,7 @@ from benchmarks.program_sched.server import (
 
 
 def _cell(
-    policy: str, latencies_s: list[float], *, seed: int = 1, rate: float = 1.0
+    policy: str, latencies_s: list[float], *, seed: int = 1, load: float = 1.0
 ) -> Cell:
     rows = [
         ProgramRecord(
@@ -47,7 +47,7 @@ def _cell(
         "prefix_queries_tokens": 200.0,
         "prefix_hits_tokens": 128.0,
     }
-    return Cell(policy, rate, seed, tuple(rows), counters, ("vllm", "serve"))
+    return Cell(policy, load, load / 4, seed, tuple(rows), counters, ("vllm", "serve"))
 
 
 def test_summary_of_known_rows() -> None:
@@ -86,15 +86,15 @@ def test_ratios_are_paired_by_seed() -> None:
     assert over_seeds(base.values())["mean_s"].median == pytest.approx(55.0)
 
 
-def test_tables_hold_values_and_ratios_for_every_rate() -> None:
+def test_tables_hold_values_and_ratios_for_every_load() -> None:
     cells = [
-        _cell(policy, [scale * rate, 2 * scale], seed=seed, rate=rate)
-        for rate in (0.5, 1.0)
+        _cell(policy, [scale * load, 2 * scale], seed=seed, load=load)
+        for load in (0.5, 1.0)
         for seed in (1, 2)
         for policy, scale in (("srpt", 1.0), ("fcfs", 4.0))
     ]
     text = tables(cells)
-    assert "0.5 program arrivals/s, 2 programs, median of 2 seeds" in text
+    assert "0.5 x capacity (0.12 program arrivals/s), 2 programs, median of 2" in text
     assert text.count("SRPT oracle") == 6
     assert text.index("vLLM default") < text.index("SRPT oracle")
     assert "0.25-0.25" in text

@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 OFFLINE := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help env setup demo test lint format bench-program-sched docs clean
+.PHONY: help env setup demo test test-release lint format bench-program-sched docs clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | \
@@ -28,6 +28,9 @@ demo: setup ## Replay agent programs on plain vLLM and on the program scheduler
 
 test: setup ## Run all tests
 	@$(OFFLINE) $(BIN)/python -m pytest $(ARGS)
+
+test-release: setup ## Test the vLLM surface of another release (RELEASE=0.33.0)
+	@$(BIN)/python -m scripts.release_surface $(RELEASE)
 
 lint: env ## Check style, types, spelling and licence headers
 	@$(BIN)/python -m scripts.lint

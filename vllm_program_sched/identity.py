@@ -21,6 +21,11 @@ TENANT_PATTERN = re.compile(r"[0-9a-f]{16}")
 # could reach into the programs of another API key, so clients may not send one.
 _RESERVED_PREFIX = re.compile(r"[0-9a-f]{16}/")
 
+# How vLLM derives the ids of its requests from the one that the client sees.
+_ENGINE_SUFFIX = re.compile(r"-[0-9a-f]{8}$")
+_ANSWER_PREFIX = re.compile(r"^\d+_")
+_NUMBERED = re.compile(r"(cmpl-.+)-\d+|(chatcmpl-[0-9a-f]{32})_\d+")
+
 _CONTEXT_FIELDS = (
     "program_id",
     "parent_program_id",
@@ -81,7 +86,8 @@ def identify(
     ``session_id``; otherwise the call is a program by itself.
 
     Args:
-        request_id: vLLM's id of the call; names a call that names no program.
+        request_id: vLLM's id of the call; without a program, all calls of one request
+            (``n > 1``, several prompts) are one.
         xargs: The request's ``vllm_xargs`` (``SamplingParams.extra_args``).
         session_id: vLLM's own session id of the request.
         max_id_length: Longest id or class accepted, in characters.
@@ -99,7 +105,8 @@ def identify(
     named = _optional_id(fields, "program_id", max_id_length)
     if named is None and session_id is not None:
         named = check_id("session_id", session_id, max_id_length)
-    program_id = named if named is not None else f"call:{request_id}"
+    own = f"call:{client_request_id(request_id)}"
+    program_id = named if named is not None else own
     tenant = _tenant(xargs.get("program_tenant"))
     return CallIdentity(
         program_id=f"{tenant}/{program_id}" if tenant else program_id,
@@ -110,6 +117,17 @@ def identify(
         program_class=_optional_id(fields, "program_class", max_id_length),
         remaining_tokens=_remaining_tokens(xargs.get("program_remaining")),
     )
+
+
+def client_request_id(call_id: str) -> str:
+    """Return the id that the client saw in its response.
+
+    vLLM numbers the prompts of one request, puts the number of an answer (``n > 1``) in
+    front, and appends eight random digits.
+    """
+    request_id = _ANSWER_PREFIX.sub("", _ENGINE_SUFFIX.sub("", call_id))
+    numbered = _NUMBERED.fullmatch(request_id)
+    return (numbered[1] or numbered[2]) if numbered else request_id
 
 
 def check_id(field: str, value: object, max_length: int = MAX_ID_LENGTH) -> str:

@@ -11,11 +11,12 @@ with an active call is never evicted, so the table is bounded by
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+from vllm_program_sched.identity import client_request_id
 
 EndListener = Callable[["Program", str], None]
 """Called once with every program that leaves the table, and why.
@@ -26,12 +27,6 @@ program), ``ttl`` and ``lru`` (evicted), ``abort`` (its only call was aborted).
 
 
 _MAX_FINISHED_PATHS = 256
-_ENGINE_SUFFIX = re.compile(r"-[0-9a-f]{8}$")
-
-
-def client_call_id(call_id: str) -> str:
-    """The id the client saw in its response: vLLM appends eight random digits."""
-    return _ENGINE_SUFFIX.sub("", call_id)
 
 
 @dataclass(slots=True, eq=False)
@@ -251,7 +246,10 @@ class ProcessTable:
         path = call.inherited_service + call.service
         program.critical_path = max(program.critical_path, path)
         if program.explicit:
-            program.finished_paths[client_call_id(call.call_id)] = path
+            # The answers of one request (n > 1) count as the longest of them.
+            answer_id = client_request_id(call.call_id)
+            longest = max(path, program.finished_paths.get(answer_id, 0.0))
+            program.finished_paths[answer_id] = longest
             if len(program.finished_paths) > _MAX_FINISHED_PATHS:
                 program.finished_paths.popitem(last=False)
         program.num_finished_calls += 1

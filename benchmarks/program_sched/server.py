@@ -40,7 +40,7 @@ COUNTERS: dict[str, str] = {
 }
 
 # x86 (AMX, AVX-512) and Arm.
-_BFLOAT16_CAPABILITIES = ("amx_bf16", "avx512_bf16", "arm_bf16")
+_BFLOAT16_CAPABILITIES = ("amx_bf16", "avx512_bf16", "bf16")
 
 _START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 20.0

@@ -12,6 +12,7 @@ from vllm_program_sched.identity import (
     MAX_PARENT_CALLS,
     CallIdentity,
     IdentityError,
+    client_request_id,
     identify,
     tenant_of_program,
 )
@@ -45,6 +46,32 @@ def test_call_that_names_nothing_is_its_own_program() -> None:
         program_class=None,
         remaining_tokens=None,
     )
+
+
+HEX = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("call_id", "seen"),
+    [
+        ("chat-1-0123abcd", "chat-1"),
+        ("chat-1", "chat-1"),
+        ("a-0123ABCD", "a-0123ABCD"),
+        (f"cmpl-{HEX}-0-0123abcd", f"cmpl-{HEX}"),
+        (f"cmpl-{HEX}-12-0123abcd", f"cmpl-{HEX}"),
+        (f"1_cmpl-{HEX}-0-0123abcd", f"cmpl-{HEX}"),
+        (f"0_chatcmpl-{HEX}-0123abcd", f"chatcmpl-{HEX}"),
+        (f"chatcmpl-{HEX}_3-0123abcd", f"chatcmpl-{HEX}"),
+        # A number that the client chose itself stays.
+        ("chatcmpl-job_12-0123abcd", "chatcmpl-job_12"),
+        ("cmpl-job-12-0-0123abcd", "cmpl-job-12"),
+    ],
+)
+def test_calls_of_one_request_have_the_id_that_the_client_saw(
+    call_id: str, seen: str
+) -> None:
+    assert client_request_id(call_id) == seen
+    assert identify(call_id, None, None).program_id == f"call:{seen}"
 
 
 def test_every_field_is_read() -> None:

@@ -10,7 +10,6 @@ from vllm_program_sched.process_table import (
     Call,
     ProcessTable,
     Program,
-    client_call_id,
 )
 
 
@@ -69,12 +68,14 @@ def test_named_parents_give_the_path_through_them() -> None:
     assert unknown.inherited_service == 9.0
 
 
-@pytest.mark.parametrize(
-    ("call_id", "seen"),
-    [("chat-1-0123abcd", "chat-1"), ("chat-1", "chat-1"), ("a-0123ABCD", "a-0123ABCD")],
-)
-def test_only_the_engine_suffix_is_taken_off(call_id: str, seen: str) -> None:
-    assert client_call_id(call_id) == seen
+def test_a_parent_with_several_answers_counts_as_the_longest() -> None:
+    table = ProcessTable(100.0, 10)
+    answers = [table.arrive(f"{n}_x-0badcafe", "p", 0.0) for n in range(2)]
+    for answer, service in zip(answers, (7.0, 2.0), strict=True):
+        run(table, answer, 1.0, service)
+    run(table, table.arrive("y-0badcafe", "p", 1.0), 2.0, 30.0)
+    child = table.arrive("c", "p", 3.0, parent_call_ids=("x",))
+    assert child.inherited_service == 7.0
 
 
 def test_an_active_id_is_refused_and_changes_nothing() -> None:

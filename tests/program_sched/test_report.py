@@ -14,6 +14,7 @@ from benchmarks.program_sched.policies import POLICIES, policy_named
 from benchmarks.program_sched.records import CallRecord, ProgramRecord
 from benchmarks.program_sched.report import (
     Cell,
+    load_line,
     load_ratio,
     over_seeds,
     ratios,
@@ -24,9 +25,11 @@ from benchmarks.program_sched.results import ResultFile
 from benchmarks.program_sched.server import (
     ServerError,
     VllmServer,
+    fast_dtype,
     growth,
     parse_counters,
 )
+from benchmarks.program_sched.workload import WorkloadParams
 
 
 def _cell(
@@ -158,6 +161,36 @@ def test_counters_are_summed_over_engines_and_subtracted() -> None:
     assert values["preemptions"] == 7
     assert values["generation_tokens"] == 0
     assert growth({**values, "preemptions": 5.0}, values)["preemptions"] == 2
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "dtype"),
+    [
+        ({"avx2": True, "avx512_bf16": False}, "float32"),
+        ({"avx512_bf16": True}, "bfloat16"),
+        ({"amx_bf16": True}, "bfloat16"),
+        ({}, "float32"),
+    ],
+)
+def test_servers_use_the_type_that_the_cpu_computes(
+    capabilities: dict[str, object], dtype: str
+) -> None:
+    assert fast_dtype(capabilities) == dtype
+
+
+def test_the_demo_fits_its_programs_into_the_time() -> None:
+    assert demo.programs_in_time(capacity=10.0, spent_s=60) == WorkloadParams().programs
+    slow = demo.programs_in_time(capacity=0.2, spent_s=90)
+    assert 18 < slow < WorkloadParams().programs
+    assert demo.programs_in_time(capacity=0.01, spent_s=300) == 18
+
+
+def test_load_line_needs_the_unloaded_runs() -> None:
+    cells = [_cell("fcfs", [8.0, 4.0], load=3.0)]
+    assert load_line(3.0, cells, []) is None
+    line = load_line(3.0, cells, [_cell("fcfs", [2.0, 1.0], load=0.0)])
+    assert line is not None
+    assert "4.0 (4.0 to 4.0) times" in line
 
 
 def test_every_policy_is_one_server_and_one_hint() -> None:

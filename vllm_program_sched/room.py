@@ -104,8 +104,8 @@ class RoomMaker:
     def _best_candidate(self) -> Call | None:
         """The best waiting call that vLLM would admit if there were room.
 
-        Calls that vLLM deferred (grammar not compiled, KV transfer under way, LoRA
-        limit) cannot use a slot; a few of them at the head are looked past.
+        Calls that vLLM deferred (grammar not compiled, KV transfer under way) or would
+        defer for the LoRA limit cannot use a slot; a few at the head are looked past.
         """
         scheduler = self.scheduler
         ready = (scheduler.kv_holding_waiting or scheduler.waiting).ready
@@ -115,13 +115,25 @@ class RoomMaker:
         found: Call | None = None
         while len(ready) and len(passed) < _SCAN_LIMIT:
             call = ready.peek()
-            if call.payload not in scheduler.deferred_waiting:
+            request = call.payload
+            if request not in scheduler.deferred_waiting and self._lora_fits(request):
                 found = call
                 break
             passed.append(ready.pop())
         for call in passed:
             ready.push(call)
         return found
+
+    def _lora_fits(self, request: Request) -> bool:
+        limits, wanted = self.scheduler.lora_config, request.lora_request
+        if limits is None or wanted is None:
+            return True
+        loaded = {
+            running.lora_request.lora_int_id
+            for running in self.scheduler.running
+            if running.lora_request is not None
+        }
+        return wanted.lora_int_id in loaded or len(loaded) < limits.max_loras
 
     def _preemptible(self) -> list[Call]:
         scheduler, calls = self.scheduler, self.core.table.calls
@@ -166,11 +178,10 @@ class RoomMaker:
             self.reason = "kv"
 
     def _preempt_for_test(self, now_s: float) -> None:
-        calls = self.core.table.calls
-        running = self.scheduler.running
-        for request in running:
-            self.core.settle(calls[request.request_id])
-        started = [r for r in running if calls[r.request_id].run_tokens > 0]
+        calls = self._preemptible()
+        for call in calls:
+            self.core.settle(call)
+        started = [call for call in calls if call.run_tokens > 0]
         if started:
-            victim = min(started, key=lambda r: calls[r.request_id].preemptions)
-            self._preempt(victim, now_s, "forced")
+            victim = min(started, key=lambda call: call.preemptions)
+            self._preempt(victim.payload, now_s, "forced")

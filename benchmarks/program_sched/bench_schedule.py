@@ -13,7 +13,6 @@ import gc
 import json
 import random
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median, quantiles
@@ -77,7 +76,8 @@ def measure(
     try:
         for _ in range(steps):
             for name, harness in harnesses.items():
-                times[name].append(_timed_step(harness))
+                harness.step()
+                times[name].append(harness.schedule_s)
     finally:
         gc.enable()
     result: dict[str, Any] = {"policy": policy, "running": running, "waiting": waiting}
@@ -88,14 +88,6 @@ def measure(
     plain, program = median(times["plain"]), median(times["program"])
     result["ratio"] = round(program / plain, 3)
     return result
-
-
-def _timed_step(harness: SchedulerHarness) -> float:
-    started_s = time.perf_counter()
-    output = harness.scheduler.schedule()
-    elapsed_s = time.perf_counter() - started_s
-    harness.process(output)
-    return elapsed_s
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

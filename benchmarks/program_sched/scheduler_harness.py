@@ -7,12 +7,14 @@ configuration, the requests, the KV cache manager and the scheduler are vLLM's o
 the sampled tokens are made up.
 """
 
+import time
 from collections import deque
 from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from vllm.engine.arg_utils import EngineArgs
+from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
@@ -22,7 +24,7 @@ from vllm.v1.kv_cache_interface import (
     KVCacheConfig,
     KVCacheGroupSpec,
 )
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
@@ -45,6 +47,7 @@ class SchedulerHarness:
             while the next is scheduled, as the engine core does on GPUs.
         log_stats: Whether statistics are kept.
         policy: vLLM's own ``--scheduling-policy``.
+        engine: More arguments of vLLM's ``EngineArgs``.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class SchedulerHarness:
         async_scheduling: bool = False,
         log_stats: bool = False,
         policy: Literal["fcfs", "priority"] = "fcfs",
+        **engine: Any,  # noqa: ANN401 - passed through
     ) -> None:
         """See the class docstring."""
         arguments = EngineArgs(
@@ -72,6 +76,7 @@ class SchedulerHarness:
             scheduler_cls=scheduler_cls,
             scheduling_policy=policy,
             additional_config={"program_sched": options} if options else {},
+            **engine,
         )
         config = arguments.create_engine_config()
         config.cache_config.num_gpu_blocks = num_blocks
@@ -100,8 +105,10 @@ class SchedulerHarness:
             log_stats=log_stats,
         )
         self.finished: dict[str, int] = {}
+        # What the last call of schedule() took.
+        self.schedule_s = 0.0
         self._depth = 2 if async_scheduling else 1
-        self._in_flight: deque[SchedulerOutput] = deque()
+        self._in_flight: deque[tuple[SchedulerOutput, set[str]]] = deque()
 
     def add(
         self,
@@ -112,6 +119,7 @@ class SchedulerHarness:
         *,
         priority: int = 0,
         session_id: str | None = None,
+        lora: LoRARequest | None = None,
         **xargs: object,
     ) -> Request:
         """Queue a request; it ends after exactly ``max_tokens`` tokens."""
@@ -127,6 +135,7 @@ class SchedulerHarness:
             None,
             priority=priority,
             session_id=session_id,
+            lora_request=lora,
             block_hasher=self._block_hasher,
         )
         self.scheduler.add_request(request)
@@ -134,10 +143,20 @@ class SchedulerHarness:
 
     def step(self) -> SchedulerOutput:
         """Schedule one step and process the output that is due."""
+        started_s = time.perf_counter()
         output: SchedulerOutput = self.scheduler.schedule()
-        self._in_flight.append(output)
+        self.schedule_s = time.perf_counter() - started_s
+        requests = self.scheduler.requests
+        # Only a step that reaches the end of what is known of a request samples a
+        # token. Asked now: the next step may be scheduled before this one's output.
+        sampling = {
+            request_id
+            for request_id in output.num_scheduled_tokens
+            if not requests[request_id].is_prefill_chunk
+        }
+        self._in_flight.append((output, sampling))
         if len(self._in_flight) >= self._depth:
-            self.process(self._in_flight.popleft())
+            self._process(*self._in_flight.popleft())
         return output
 
     def drain(self, max_steps: int = 100_000) -> int:
@@ -149,7 +168,7 @@ class SchedulerHarness:
         for steps in range(max_steps):
             if not self.scheduler.has_unfinished_requests():
                 while self._in_flight:
-                    self.process(self._in_flight.popleft())
+                    self._process(*self._in_flight.popleft())
                 self.scheduler.schedule()
                 return steps
             self.step()
@@ -169,16 +188,17 @@ class SchedulerHarness:
         pool = self.scheduler.kv_cache_manager.block_pool
         return int(pool.get_num_free_blocks())
 
-    def process(self, output: SchedulerOutput) -> None:
+    def _process(self, output: SchedulerOutput, sampling: set[str]) -> None:
         """Give a scheduled step its made-up output."""
         ids = list(output.num_scheduled_tokens)
-        sampled = [self._sample(output, request_id) for request_id in ids]
+        sampled = [[_MADE_UP_TOKEN] if name in sampling else [] for name in ids]
         result = self.scheduler.update_from_output(
             output,
             ModelRunnerOutput(
                 req_ids=ids,
                 req_id_to_index={request_id: i for i, request_id in enumerate(ids)},
                 sampled_token_ids=sampled,
+                kv_connector_output=self.connector_output(output),
             ),
         )
         for outputs in result.values():
@@ -186,23 +206,6 @@ class SchedulerHarness:
                 count = self.finished.get(one.request_id, 0)
                 self.finished[one.request_id] = count + len(one.new_token_ids)
 
-    def _sample(self, output: SchedulerOutput, request_id: str) -> list[int]:
-        """One token, unless the step ended inside the request's prompt."""
-        request = self.scheduler.requests.get(request_id)
-        if request is None or request.is_finished():
-            return []
-        if request_id not in self._reaches_end(output):
-            return []
-        return [_MADE_UP_TOKEN]
-
-    def _reaches_end(self, output: SchedulerOutput) -> set[str]:
-        """Requests whose last known token was computed in the step."""
-        ends: set[str] = getattr(output, "_harness_ends", set())
-        if hasattr(output, "_harness_ends"):
-            return ends
-        for request_id in output.num_scheduled_tokens:
-            request = self.scheduler.requests.get(request_id)
-            if request is not None and not request.is_prefill_chunk:
-                ends.add(request_id)
-        output._harness_ends = ends  # type: ignore[attr-defined]
-        return ends
+    def connector_output(self, output: SchedulerOutput) -> KVConnectorOutput | None:
+        """What the worker's half of a KV connector answers; None without one."""
+        return None

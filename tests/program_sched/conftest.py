@@ -2,7 +2,6 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
 """One real server with everything switched on, shared by the end-to-end tests."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -51,9 +50,10 @@ def program_server(
         API_KEY,
         OTHER_KEY,
     )
-    before = os.environ.get("VLLM_PLUGINS")
-    os.environ["VLLM_PLUGINS"] = "program_sched"
-    try:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("VLLM_PLUGINS", "program_sched")
+        # Adds vLLM's routes for sleep and pause.
+        environment.setenv("VLLM_SERVER_DEV_MODE", "1")
         with (
             VllmServer(model_path, log, flags) as server,
             httpx.Client(
@@ -63,8 +63,3 @@ def program_server(
             ) as client,
         ):
             yield ProgramServer(server.base_url, API_KEY, client, server)
-    finally:
-        if before is None:
-            del os.environ["VLLM_PLUGINS"]
-        else:
-            os.environ["VLLM_PLUGINS"] = before

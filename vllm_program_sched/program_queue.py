@@ -26,6 +26,7 @@ class ProgramRequestQueue(RequestQueue):
         """See the class docstring."""
         self.ready = core.new_queue()
         self._call_of = call_of
+        self._held: list[Call] = []
 
     def add_request(self, request: Request) -> None:
         """Add a request at its rank."""
@@ -52,21 +53,34 @@ class ProgramRequestQueue(RequestQueue):
 
     def remove_request(self, request: Request) -> None:
         """Take a request out."""
-        self.ready.remove(request.request_id)
+        self.remove_requests((request,))
 
     def remove_requests(self, requests: Iterable[Request]) -> None:
         """Take requests out; ones that are not here are ignored, as in vLLM."""
-        for request in requests:
-            self.ready.remove(request.request_id)
+        ids = {request.request_id for request in requests}
+        for request_id in ids:
+            self.ready.remove(request_id)
+        self._held = [call for call in self._held if call.call_id not in ids]
+
+    def hold(self, request: Request) -> None:
+        """Keep a waiting request from being admitted until :meth:`release`."""
+        self.ready.remove(request.request_id)
+        self._held.append(self._call_of(request))
+
+    def release(self) -> None:
+        """Let held requests be admitted again."""
+        for call in self._held:
+            self.ready.push(call)
+        self._held.clear()
 
     def __bool__(self) -> bool:
-        """Whether anything waits."""
+        """Whether anything may be admitted."""
         return len(self.ready) > 0
 
     def __len__(self) -> int:
         """Number of waiting requests."""
-        return len(self.ready)
+        return len(self.ready) + len(self._held)
 
     def __iter__(self) -> Iterator[Request]:
-        """Waiting requests, best first."""
-        return (call.payload for call in self.ready.ordered())
+        """Waiting requests, best first; held ones last."""
+        return (call.payload for call in (*self.ready.ordered(), *self._held))

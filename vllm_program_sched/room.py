@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -68,7 +69,9 @@ class RoomMaker:
             if short is None:
                 return
             victim = self.core.choose_victim(
-                candidate, self._preemptible(), self._recompute_tokens(short)
+                candidate,
+                self._preemptible(self._lets_in(candidate.payload)),
+                self._recompute_tokens(short),
             )
             if victim is None:
                 return
@@ -105,7 +108,8 @@ class RoomMaker:
         """The best waiting call that vLLM would admit if there were room.
 
         Calls that vLLM deferred (grammar not compiled, KV transfer under way) or would
-        defer for the LoRA limit cannot use a slot; a few at the head are looked past.
+        defer for the LoRA limit whoever made room cannot use a slot; a few at the head
+        are looked past.
         """
         scheduler = self.scheduler
         ready = (scheduler.kv_holding_waiting or scheduler.waiting).ready
@@ -115,8 +119,10 @@ class RoomMaker:
         found: Call | None = None
         while len(ready) and len(passed) < _SCAN_LIMIT:
             call = ready.peek()
-            request = call.payload
-            if request not in scheduler.deferred_waiting and self._lora_fits(request):
+            lets_in = self._lets_in(call.payload)
+            if call.payload not in scheduler.deferred_waiting and any(
+                lets_in(request) for request in scheduler.running
+            ):
                 found = call
                 break
             passed.append(ready.pop())
@@ -124,23 +130,33 @@ class RoomMaker:
             ready.push(call)
         return found
 
-    def _lora_fits(self, request: Request) -> bool:
-        limits, wanted = self.scheduler.lora_config, request.lora_request
-        if limits is None or wanted is None:
-            return True
-        loaded = {
-            running.lora_request.lora_int_id
-            for running in self.scheduler.running
-            if running.lora_request is not None
-        }
-        return wanted.lora_int_id in loaded or len(loaded) < limits.max_loras
+    def _lets_in(self, candidate: Request) -> Callable[[Request], bool]:
+        """Whether a running request, once gone, leaves the candidate's adapter room.
 
-    def _preemptible(self) -> list[Call]:
+        Any does, unless vLLM already runs as many LoRA adapters as it may load; then
+        only the last request of an adapter takes the adapter with it.
+        """
+        limits, wanted = self.scheduler.lora_config, candidate.lora_request
+        if limits is None or wanted is None:
+            return lambda _: True
+        users = Counter(
+            request.lora_request.lora_int_id
+            for request in self.scheduler.running
+            if request.lora_request is not None
+        )
+        if wanted.lora_int_id in users or len(users) < limits.max_loras:
+            return lambda _: True
+        return lambda request: (
+            request.lora_request is not None
+            and users[request.lora_request.lora_int_id] == 1
+        )
+
+    def _preemptible(self, allowed: Callable[[Request], bool]) -> list[Call]:
         scheduler, calls = self.scheduler, self.core.table.calls
         return [
             calls[request.request_id]
             for request in scheduler.running
-            if scheduler._request_blocks_can_be_freed(request)
+            if allowed(request) and scheduler._request_blocks_can_be_freed(request)
         ]
 
     def _recompute_tokens(self, short: PreemptionReason) -> Callable[[Call], int]:
@@ -171,17 +187,22 @@ class RoomMaker:
             scheduler._preempt_request(
                 request, now_s, drop_stale_output=scheduler.requires_kv_delivery
             )
-            # It may be resumed in this very step: the V1 runner must then be sent
-            # its tokens again, as after a reset of the prefix cache.
+            if scheduler.connector is not None:
+                # A connector is told of the preemption when the step is complete, and
+                # must not find a load of the same request in it.
+                scheduler.waiting.hold(request)
+            # Otherwise it may be resumed in this very step: the V1 runner must then be
+            # sent its tokens again, as after a reset of the prefix cache.
             scheduler.prev_step_scheduled_req_ids.discard(request.request_id)
         finally:
             self.reason = "kv"
 
     def _preempt_for_test(self, now_s: float) -> None:
-        calls = self._preemptible()
-        for call in calls:
-            self.core.settle(call)
-        started = [call for call in calls if call.run_tokens > 0]
+        calls = self.core.table.calls
+        running = self.scheduler.running
+        for request in running:
+            self.core.settle(calls[request.request_id])
+        started = [r for r in running if calls[r.request_id].run_tokens > 0]
         if started:
-            victim = min(started, key=lambda call: call.preemptions)
-            self._preempt(victim.payload, now_s, "forced")
+            victim = min(started, key=lambda r: calls[r.request_id].preemptions)
+            self._preempt(victim, now_s, "forced")

@@ -191,6 +191,7 @@ class ProgramSchedulingMixin(_SchedulerBase):
             self._ranks_changed = False
 
     def _after_schedule(self, output: SchedulerOutput, now_s: float) -> None:
+        self.waiting.release()
         calls = self.core.table.calls
         core = self.core
         for new in output.scheduled_new_reqs:
@@ -269,8 +270,7 @@ class ProgramSchedulingMixin(_SchedulerBase):
         )
         for name in ("waiting", "kv_holding_waiting"):
             queue = plain()
-            waiting = [call.payload for call in getattr(self, name).ready.calls()]
-            for request in sorted(waiting, key=lambda r: r.arrival_time):
+            for request in sorted(getattr(self, name), key=lambda r: r.arrival_time):
                 queue.add_request(request)
             setattr(self, name, queue)
         self.observer.fault()

@@ -93,12 +93,14 @@ class SchedulerHarness:
         )
         init_none_hash(hash_function)
         self._block_hasher = get_request_block_hasher(block_size, hash_function)
+        self.vllm_config = config
+        self.kv_cache_config = KVCacheConfig(
+            num_blocks=num_blocks, kv_cache_tensors=[], kv_cache_groups=[group]
+        )
         scheduler_class: Any = config.scheduler_config.get_scheduler_cls()
         self.scheduler: Any = scheduler_class(
             vllm_config=config,
-            kv_cache_config=KVCacheConfig(
-                num_blocks=num_blocks, kv_cache_tensors=[], kv_cache_groups=[group]
-            ),
+            kv_cache_config=self.kv_cache_config,
             structured_output_manager=StructuredOutputManager(config),
             block_size=block_size,
             hash_block_size=block_size,
@@ -119,7 +121,7 @@ class SchedulerHarness:
         *,
         priority: int = 0,
         session_id: str | None = None,
-        lora: LoRARequest | None = None,
+        lora_request: LoRARequest | None = None,
         **xargs: object,
     ) -> Request:
         """Queue a request; it ends after exactly ``max_tokens`` tokens."""
@@ -135,7 +137,7 @@ class SchedulerHarness:
             None,
             priority=priority,
             session_id=session_id,
-            lora_request=lora,
+            lora_request=lora_request,
             block_hasher=self._block_hasher,
         )
         self.scheduler.add_request(request)
@@ -159,6 +161,11 @@ class SchedulerHarness:
             self._process(*self._in_flight.popleft())
         return output
 
+    def finish_in_flight(self) -> None:
+        """Process every step that is under way, as an engine that pauses does."""
+        while self._in_flight:
+            self._process(*self._in_flight.popleft())
+
     def drain(self, max_steps: int = 100_000) -> int:
         """Step until nothing is left; returns the number of steps.
 
@@ -167,8 +174,7 @@ class SchedulerHarness:
         """
         for steps in range(max_steps):
             if not self.scheduler.has_unfinished_requests():
-                while self._in_flight:
-                    self._process(*self._in_flight.popleft())
+                self.finish_in_flight()
                 self.scheduler.schedule()
                 return steps
             self.step()
@@ -205,6 +211,25 @@ class SchedulerHarness:
             for one in outputs.outputs:
                 count = self.finished.get(one.request_id, 0)
                 self.finished[one.request_id] = count + len(one.new_token_ids)
+
+    def leftovers(self, free_blocks: int) -> dict[str, object]:
+        """What is still held when nothing should be.
+
+        Args:
+            free_blocks: Number of free blocks before the first request.
+        """
+        scheduler = self.scheduler
+        held: dict[str, object] = {
+            "requests": list(scheduler.requests),
+            "queued": sum(scheduler.get_request_counts()),
+            "deferred": list(scheduler.deferred_waiting),
+            "blocks": free_blocks - self.free_blocks(),
+        }
+        if hasattr(scheduler, "core"):
+            held["failed open"] = not scheduler._guarded
+            held["calls"] = list(scheduler.core.table.calls)
+            held["ranked"] = sum(len(queue) for queue in scheduler.core.queues)
+        return {name: value for name, value in held.items() if value}
 
     def connector_output(self, output: SchedulerOutput) -> KVConnectorOutput | None:
         """What the worker's half of a KV connector answers; None without one."""

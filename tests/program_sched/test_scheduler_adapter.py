@@ -23,17 +23,6 @@ def prompt(rng: random.Random, length: int) -> list[int]:
     return [rng.randrange(1, 1000) for _ in range(length)]
 
 
-def assert_nothing_is_left(harness: SchedulerHarness, free_blocks: int) -> None:
-    scheduler = harness.scheduler
-    assert scheduler._guarded, "the adapter failed open"
-    assert scheduler.get_request_counts() == (0, 0)
-    assert not scheduler.requests
-    assert not scheduler.core.table.calls
-    assert all(len(queue) == 0 for queue in scheduler.core.queues)
-    assert not scheduler.deferred_waiting
-    assert harness.free_blocks() == free_blocks
-
-
 @BOTH
 def test_one_name_gives_the_scheduler_that_fits(
     model_path: str, asynchronous: bool
@@ -73,7 +62,7 @@ def test_random_programs_finish_and_leave_nothing(
             harness.step()
     harness.drain()
     assert harness.finished == wanted
-    assert_nothing_is_left(harness, free)
+    assert harness.leftovers(free) == {}
     preemptions = harness.scheduler("snapshot")["preemptions"]
     if forced:
         assert preemptions["forced"] > 100
@@ -97,7 +86,7 @@ def test_abort_storm_leaves_nothing(model_path: str, asynchronous: bool) -> None
         living = list(harness.scheduler.requests)
         harness.abort(rng.sample(living, min(len(living), rng.randrange(4))))
     harness.drain()
-    assert_nothing_is_left(harness, free)
+    assert harness.leftovers(free) == {}
     for i in range(40):
         harness.scheduler("end", {"program_id": f"p{i}"})
     assert harness.scheduler("snapshot")["live_programs"] == 0
@@ -117,7 +106,7 @@ def test_ten_thousand_short_programs_leave_nothing(
             harness.step()
     harness.drain()
     assert len(harness.finished) == 10_000
-    assert_nothing_is_left(harness, free)
+    assert harness.leftovers(free) == {}
     snapshot = harness.scheduler("snapshot")
     assert snapshot["live_programs"] == 0
     assert snapshot["programs_ended"] == 10_000
@@ -259,7 +248,7 @@ def test_resetting_the_prefix_cache_mid_run(
     # In-flight output of the asynchronous scheduler is dropped, not lost: the request
     # still ends with all of its tokens.
     assert all(count == 30 for count in harness.finished.values())
-    assert_nothing_is_left(harness, free)
+    assert harness.leftovers(free) == {}
 
 
 def test_bad_identity_is_served_as_its_own_program(model_path: str) -> None:

@@ -217,13 +217,14 @@ def tables(cells: Sequence[Cell]) -> str:
 
 
 def load_line(load: float, cells: Iterable[Cell], alone: Iterable[Cell]) -> str | None:
-    """Say how loaded plain vLLM was; None when that was not measured."""
+    """Say how loaded plain vLLM was; None when no program was also run alone."""
     unloaded = {cell.seed: cell for cell in alone}
-    found = [
+    ratios_found = [
         load_ratio(cell, unloaded[cell.seed])
         for cell in cells
         if (cell.policy, cell.load) == (BASELINE, load) and cell.seed in unloaded
     ]
+    found = [ratio for ratio in ratios_found if ratio is not None]
     if not found:
         return None
     return (
@@ -233,16 +234,12 @@ def load_line(load: float, cells: Iterable[Cell], alone: Iterable[Cell]) -> str 
     )
 
 
-def load_ratio(loaded: Cell, unloaded: Cell) -> float:
-    """Return mean latency under load / unloaded, over the programs in both.
-
-    Raises:
-        ValueError: No program finished in both.
-    """
+def load_ratio(loaded: Cell, unloaded: Cell) -> float | None:
+    """Return mean latency under load / unloaded, over the programs in both."""
     alone_s, loaded_s = _latencies_s(unloaded), _latencies_s(loaded)
     both = alone_s.keys() & loaded_s.keys()
     if not both:
-        raise ValueError("no program finished both under load and alone")
+        return None
     return sum(loaded_s[name] for name in both) / sum(alone_s[name] for name in both)
 
 

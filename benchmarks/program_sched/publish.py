@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.program_sched.control import machine_ratio
 from benchmarks.program_sched.plot import plot_latency_cdf
 from benchmarks.program_sched.policies import BASELINE, POLICIES
 from benchmarks.program_sched.report import (
@@ -24,6 +25,7 @@ from benchmarks.program_sched.report import (
     load_line,
     over_seeds,
     ratios,
+    spread,
     summarize,
 )
 
@@ -111,6 +113,7 @@ def measured_block(data: dict[str, Any]) -> str:
         if BASELINE not in found:
             raise ValueError(f"plain vLLM was not measured at load {load:g}")
         parts += [_heading(load, cells, alone), _table(found)]
+        parts += _controls(load, cells)
     return "\n\n".join(parts)
 
 
@@ -137,12 +140,37 @@ def _setting(data: dict[str, Any], cells: Sequence[Cell]) -> str:
 
 def _heading(load: float, cells: Sequence[Cell], alone: Sequence[Cell]) -> str:
     rate = next(cell.rate for cell in cells if cell.load == load)
-    line = load_line(load, cells, alone)
+    line = load_line(load, cells, alone) if load >= 1.0 else None
     loaded = f"; {line}" if line else ""
     return (
         f"**Programs arrive at {load:g} times what plain vLLM finishes** "
         f"({rate:.2f} per second{loaded}):"
     )
+
+
+def _controls(load: float, cells: Sequence[Cell]) -> list[str]:
+    """Say how much faster or slower the machine was itself, where that shows."""
+    here = [cell for cell in cells if cell.load == load]
+    base = {cell.seed: cell for cell in here if cell.policy == BASELINE}
+    lines = []
+    for policy in dict.fromkeys(cell.policy for cell in here):
+        if policy == BASELINE:
+            continue
+        found = [
+            machine_ratio(cell, base[cell.seed])
+            for cell in here
+            if cell.policy == policy and cell.seed in base
+        ]
+        values = [value for value in found if value is not None]
+        if values:
+            middle = spread(values)
+            lines.append(
+                f"Calls that had the server to themselves, which no order can change, "
+                f"took {middle.median:.2f} ({middle.low:.2f} to {middle.high:.2f}) "
+                f"times as long in the run of {POLICIES[policy].title}: that part of "
+                "the difference is the machine's."
+            )
+    return lines
 
 
 def _table(found: dict[str, dict[int, Any]]) -> str:

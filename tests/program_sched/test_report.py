@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.program_sched import bench_programs, demo
+from benchmarks.program_sched.control import machine_ratio
 from benchmarks.program_sched.plot import plot_latency_cdf
 from benchmarks.program_sched.policies import POLICIES, policy_named
 from benchmarks.program_sched.records import CallRecord, ProgramRecord
@@ -182,6 +183,28 @@ def test_the_demo_fits_its_programs_into_the_time() -> None:
     slow = demo.programs_in_time(capacity=0.2, spent_s=90)
     assert 18 < slow < WorkloadParams().programs
     assert demo.programs_in_time(capacity=0.01, spent_s=300) == 18
+
+
+def test_calls_that_ran_alone_tell_how_fast_the_machine_was() -> None:
+    def cell(call_s: float, overlapping: bool) -> Cell:
+        rows = [
+            ProgramRecord(
+                f"chat-1-{index:03d}",
+                "chat",
+                arrival_s=10.0 * index,
+                calls=[CallRecord("c0", 10.0 * index, 10.0 * index + call_s)],
+            )
+            for index in range(12)
+        ]
+        if overlapping:
+            # Starts in the middle of the last call, so that one does not count.
+            rows[0].calls.append(CallRecord("c1", 110.5, 400.0))
+        return Cell("fcfs", 0.3, 0.1, 1, tuple(rows), {})
+
+    assert machine_ratio(cell(3.0, False), cell(2.0, False)) == pytest.approx(1.5)
+    assert machine_ratio(cell(3.0, True), cell(2.0, False)) == pytest.approx(1.5)
+    few = dataclasses.replace(cell(2.0, False), programs=cell(2.0, False).programs[:5])
+    assert machine_ratio(few, few) is None
 
 
 def test_load_line_needs_the_unloaded_runs() -> None:

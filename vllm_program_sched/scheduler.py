@@ -84,7 +84,8 @@ class ProgramSchedulingMixin(_SchedulerBase):
         # User priority is the outer tier of every rank. With FCFS as the inner
         # policy vLLM preempts the tail of ``running``, which is kept sorted.
         self.policy = SchedulingPolicy.FCFS
-        self.waiting = ProgramRequestQueue(self.core, self._call_of)
+        self._ranked_waiting = ProgramRequestQueue(self.core, self._call_of)
+        self.waiting = self._ranked_waiting
         self.kv_holding_waiting = ProgramRequestQueue(self.core, self._call_of)
         self._steps = 0
         self._ranks_changed = False
@@ -191,7 +192,7 @@ class ProgramSchedulingMixin(_SchedulerBase):
             self._ranks_changed = False
 
     def _after_schedule(self, output: SchedulerOutput, now_s: float) -> None:
-        self.waiting.release()
+        self._ranked_waiting.release()
         calls = self.core.table.calls
         core = self.core
         for new in output.scheduled_new_reqs:

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,9 +22,6 @@ from benchmarks.program_sched.server import VllmServer
 from benchmarks.program_sched.workload import WorkloadParams, generate_programs
 from scripts.model_cache import resolve_model
 
-_TIME_LIMIT_S = 7.5 * 60
-_FEWEST_PROGRAMS = 18
-
 
 def _parser() -> argparse.ArgumentParser:
     defaults = WorkloadParams()
@@ -36,26 +32,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", help="path or hub id (default: the demo model)")
     parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--programs", type=int, default=21)
     parser.add_argument(
-        "--programs",
-        type=int,
-        help="programs to replay (default: as many as fit the time, at most "
-        f"{defaults.programs})",
+        "--rate",
+        type=float,
+        default=1.0,
+        help="program arrivals per second; the default is more than two cores finish",
     )
     parser.add_argument(
         "--warm-up",
         type=int,
-        default=12,
+        default=24,
         metavar="N",
-        help="unmeasured programs replayed first on both servers; they measure the "
-        "capacity of the machine, and the scheduler learns from them as it would from "
-        "the traffic of a running server",
-    )
-    parser.add_argument(
-        "--load",
-        type=float,
-        default=4.0,
-        help="arrival rate as a multiple of the capacity that the warm-up measured",
+        help="unmeasured programs from which the scheduler learns first, as it would "
+        "from the traffic of a running server",
     )
     parser.add_argument(
         "--policy",
@@ -87,67 +77,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     model = options.model or resolve_model()
-    started_s = time.monotonic()
-    _explain(model, options)
+    params = WorkloadParams(
+        seed=options.seed, programs=options.programs, rate=options.rate
+    )
+    _explain(params, model, options)
     out: Path = options.out
     results_path = out / "results.json"
     results_path.unlink(missing_ok=True)
-    settings = {"model": model, "load": options.load, "warm_up": options.warm_up}
+    settings = {
+        "model": model,
+        "workload": dataclasses.asdict(params),
+        "warm_up": options.warm_up,
+    }
     results = ResultFile(results_path, settings)
-    params = WorkloadParams(seed=options.seed)
     for name in (BASELINE, options.policy):
         policy = policy_named(name)
         print(f"\n== {policy.title} ==", file=sys.stderr)
         with VllmServer(model, out / f"server-{name}.log", policy.server_flags) as vllm:
             prepare(vllm, policy)
-            capacity = let_learn(vllm, policy, params, options.warm_up)
-            if results.capacity is None:
-                results.capacity = capacity
-                spent_s = time.monotonic() - started_s
-                params = dataclasses.replace(
-                    params,
-                    programs=options.programs or programs_in_time(capacity, spent_s),
-                    rate=options.load * capacity,
-                )
-                _describe(params, options.load)
-            results.add(measure(vllm, policy, params, options.load))
+            if name != BASELINE and options.warm_up > 0:
+                let_learn(vllm, policy, params, options.warm_up)
+            results.add(measure(vllm, policy, params))
     pictures = plot_latency_cdf(results.cells, out / "latency_cdf")
     _conclude(results, pictures, as_json=options.json)
     return _failures(results.cells)
 
 
-def programs_in_time(capacity: float, spent_s: float) -> int:
-    """Return how many programs make both replays end within `_TIME_LIMIT_S`.
-
-    Args:
-        capacity: Programs per second that plain vLLM finishes.
-        spent_s: Time until the first server was started and warmed up; the second
-            one will take the same.
-    """
-    per_replay_s = (_TIME_LIMIT_S - 2 * spent_s) / 2
-    fitting = int(per_replay_s * capacity)
-    return max(_FEWEST_PROGRAMS, min(fitting, WorkloadParams().programs))
-
-
-def _explain(model: str, options: argparse.Namespace) -> None:
-    print(
-        "Agent programs (chats, tool loops, search trees; many calls each) on two real "
-        "vLLM servers, one after the other:\n"
-        f"{POLICIES[BASELINE].title}, then {POLICIES[options.policy].title}. "
-        f"Model: {model}\n"
-        f"Each server is warmed up with {options.warm_up} programs first. At most "
-        "eight minutes on two cores, less on fast ones.",
-        file=sys.stderr,
-    )
-
-
-def _describe(params: WorkloadParams, load: float) -> None:
+def _explain(params: WorkloadParams, model: str, options: argparse.Namespace) -> None:
     programs = generate_programs(params)
     calls = sum(len(program.calls) for program in programs)
     print(
-        f"Workload: {len(programs)} programs, {calls} calls, seed {params.seed}; "
-        f"{params.rate:.2f} new programs per second, {load:g} times what this machine "
-        "finishes.",
+        f"Workload: {len(programs)} programs ({calls} calls: chats, tool loops, search "
+        f"trees), {params.rate:g} new programs per second, seed {params.seed}.\n"
+        f"Model: {model}\n"
+        f"Servers, one after the other: {POLICIES[BASELINE].title}, "
+        f"{POLICIES[options.policy].title}; the second one learns from "
+        f"{options.warm_up} other programs first. Three to eight minutes on two cores.",
         file=sys.stderr,
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.program_sched.policies import POLICIES
-from benchmarks.program_sched.report import Cell
+from benchmarks.program_sched.report import Cell, arrivals
 
 # Okabe-Ito colours, distinguishable with the common kinds of colour blindness; line
 # styles differ as well, for print without colour.
@@ -52,7 +52,8 @@ def plot_latency_cdf(cells: Sequence[Cell], path: Path) -> list[Path]:
             )
         axis.set_xscale("log")
         axis.set_xlabel("program latency [s]")
-        axis.set_title(f"programs arrive at {load:g} x the capacity of plain vLLM")
+        rate = next(cell.rate for cell in cells if cell.load == load)
+        axis.set_title(arrivals(load, rate))
         axis.grid(visible=True, which="both", alpha=0.25)
         axis.legend(loc="lower right", fontsize=8)
     axes[0][0].set_ylabel("share of programs finished")

@@ -49,7 +49,7 @@ _POLICIES = (
     _ours("mlfq", "MLFQ"),
     _ours("plas", "PLAS"),
     _ours("atlas", "ATLAS"),
-    _ours("gittins", "Gittins"),
+    _ours("gittins", "program scheduler (Gittins)"),
     _ours("srpt", "SRPT oracle", "oracle"),
 )
 POLICIES: dict[str, PolicySpec] = {policy.name: policy for policy in _POLICIES}

@@ -9,7 +9,6 @@ README cannot differ from what was measured.
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from benchmarks.program_sched.report import (
     spread,
     summarize,
 )
+from benchmarks.program_sched.results import one_row_a_line
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = Path("benchmarks/program_sched/results/programs.json")
@@ -73,8 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     rows = ROOT / ROWS
     rows.parent.mkdir(parents=True, exist_ok=True)
-    if source.resolve() != rows:
-        shutil.copyfile(source, rows)
+    rows.write_text(one_row_a_line(without_paths(data)))
     loaded = [cell for cell in _cells(data, "cells") if cell.load >= 1.0]
     pictures = plot_latency_cdf(loaded, ROOT / PICTURE)
     readme = ROOT / README
@@ -82,6 +81,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for path in (rows, *pictures, readme):
         print(path.relative_to(ROOT))
     return 0
+
+
+def without_paths(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the rows without the paths of the machine that measured them."""
+    model = data["settings"]["model"]
+    name = Path(model).name
+    public = {**data, "settings": {**data["settings"], "model": name}}
+    for group in ("cells", "unloaded"):
+        public[group] = [
+            {
+                **cell,
+                "server_command": [
+                    "python",
+                    *(name if x == model else x for x in cell["server_command"][1:]),
+                ],
+            }
+            for cell in data[group]
+        ]
+    return public
 
 
 def with_block(document: str, text: str) -> str:
@@ -113,7 +131,8 @@ def measured_block(data: dict[str, Any]) -> str:
         if BASELINE not in found:
             raise ValueError(f"plain vLLM was not measured at load {load:g}")
         parts += [_heading(load, cells, alone), _table(found)]
-        parts += _controls(load, cells)
+        if load < 1.0:
+            parts += _controls(load, cells)
     return "\n\n".join(parts)
 
 

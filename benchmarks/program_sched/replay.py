@@ -100,6 +100,11 @@ def call_body(
     return body
 
 
+def elapsed_s(start_s: float) -> float:
+    """Return the time since `start_s` on the performance counter, rounded to 1 ms."""
+    return round(time.perf_counter() - start_s, 3)
+
+
 class _ProgramRun:
     """Follows the DAG of one program."""
 
@@ -131,12 +136,8 @@ class _ProgramRun:
                     group.create_task(self._make(call))
         except* CallFailed as failures:
             self._record.error = str(failures.exceptions[0])
-        self._record.finish_s = self._now_s()
+        self._record.finish_s = elapsed_s(self._start)
         self._progress.program_finished(failed=self._record.error is not None)
-
-    def _now_s(self) -> float:
-        """Time since the replay began, to the millisecond."""
-        return round(time.perf_counter() - self._start, 3)
 
     async def _make(self, call: CallSpec) -> None:
         for parent in call.parents:
@@ -148,11 +149,11 @@ class _ProgramRun:
         ]
         finished = [record for record in self._record.calls if record.error is None]
         body = call_body(self._program, call, messages, finished, self._options)
-        record = CallRecord(call.call_id, self._now_s(), 0.0)
+        record = CallRecord(call.call_id, elapsed_s(self._start), 0.0)
         try:
             text = await self._send(body, record)
         finally:
-            record.finish_s = self._now_s()
+            record.finish_s = elapsed_s(self._start)
             self._record.calls.append(record)
         reply = {"role": "assistant", "content": text}
         self._messages[call.call_id] = [*messages, reply]
@@ -204,7 +205,7 @@ async def replay(
         async with asyncio.TaskGroup() as group:
             group.create_task(progress.follow())
             for program in programs:
-                now_s = time.perf_counter() - start
+                now_s = elapsed_s(start)
                 if not options.one_at_a_time:
                     await asyncio.sleep(max(program.arrival_s - now_s, 0.0))
                     now_s = program.arrival_s

@@ -194,8 +194,7 @@ def tables(cells: Sequence[Cell]) -> str:
         seeds = max(len(summaries) for summaries in found.values())
         programs = max(s.programs for runs in found.values() for s in runs.values())
         blocks.append(
-            f"{load:g} x capacity ({rate:.2f} program arrivals/s), {programs} programs"
-            ", "
+            f"{arrivals(load, rate)}, {programs} programs, "
             + (f"median of {seeds} seeds" if seeds > 1 else "1 seed")
             + " (program latency; ms/token = latency / generated tokens)"
         )
@@ -214,6 +213,12 @@ def tables(cells: Sequence[Cell]) -> str:
             blocks.append("lowest and highest of the seeds")
             blocks.append(_range_table(compared))
     return "\n\n".join(blocks)
+
+
+def arrivals(load: float, rate: float) -> str:
+    """Say how fast programs arrive; `load` is 0 where no capacity was measured."""
+    per_second = f"{rate:.2f} program arrivals/s"
+    return f"{load:g} x capacity ({per_second})" if load else per_second
 
 
 def load_line(load: float, cells: Iterable[Cell], alone: Iterable[Cell]) -> str | None:

@@ -26,7 +26,8 @@ class ResultFile:
         """Open `path`, keeping the cells of an earlier run with equal settings.
 
         Raises:
-            ValueError: The file holds cells that were measured with other settings.
+            ValueError: The file holds cells that were measured with other settings or
+                on another machine.
         """
         self.path = path
         # Through JSON and back, so that a tuple equals the list that is read.
@@ -56,6 +57,14 @@ class ResultFile:
                 f"{self.path} was measured with another {', '.join(changed)}; move it "
                 "away or choose another --out"
             )
+        measured, here = data["environment"], environment.describe()
+        for part in ("cpu", "cores"):
+            if measured[part] != here[part]:
+                raise ValueError(
+                    f"{self.path} was measured on another machine ({part}: "
+                    f"{measured[part]}, here {here[part]}), whose rows do not compare "
+                    "with rows from here; move it away or choose another --out"
+                )
         self.capacity = data["capacity"]
         self.cells = [Cell.from_json(row) for row in data["cells"]]
         self.unloaded = [Cell.from_json(row) for row in data["unloaded"]]
@@ -91,11 +100,11 @@ class ResultFile:
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
-        partial.write_text(_one_row_a_line(data))
+        partial.write_text(one_row_a_line(data))
         os.replace(partial, self.path)
 
 
-def _one_row_a_line(data: Mapping[str, Any]) -> str:
+def one_row_a_line(data: Mapping[str, Any]) -> str:
     """Return JSON that a person can scan and `git diff` can follow."""
     fields = []
     for name, value in data.items():

@@ -254,7 +254,7 @@ def write_adapter(folder: Path, number: int, model: str) -> LoRARequest:
 
 def answers_of(
     model: str,
-    adapters: Sequence[LoRARequest | None],
+    adapters: Sequence[LoRARequest],
     options: dict[str, Any] | None,
 ) -> tuple[list[tuple[int, ...]], dict[str, Any]]:
     """Greedy tokens of one call per adapter, and the scheduler's snapshot."""
@@ -276,7 +276,10 @@ def answers_of(
         max_lora_rank=RANK,
         **(ours if options is not None else {}),
     )
-    prompts = [f"The river number {i % 3} runs to the" for i in range(len(adapters))]
+    # Each prompt once with every adapter.
+    prompts = [
+        f"The river number {i // 3 % 3} runs to the" for i in range(len(adapters))
+    ]
     params = [
         SamplingParams(
             temperature=0.0,
@@ -299,16 +302,19 @@ def answers_of(
 def test_real_adapters_give_the_same_answers(
     model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three adapters and the base model in fp32, one preemption in every step."""
+    """Three adapters in fp32, one preemption in every step.
+
+    Calls of the base model stay out: on CPUs vLLM applies the adapter in its last slot
+    to them too, so what they answer depends on who ran before.
+    """
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     adapters = [write_adapter(tmp_path / f"a{n}", n, model_path) for n in (1, 2, 3)]
-    calls = [[None, *adapters][i % 4] for i in range(24)]
+    calls = [adapters[i % 3] for i in range(24)]
     plain, _ = answers_of(model_path, calls, None)
     ours, snapshot = answers_of(model_path, calls, {"preempt_every_step": True})
     assert ours == plain
-    # One prompt with every adapter and with none.
-    assert len({plain[i][:6] for i in (0, 3, 6, 9)}) == 4, "the adapters do nothing"
+    assert len({plain[i][:6] for i in range(3)}) == 3, "the adapters do nothing"
     assert snapshot["preemptions"]["forced"] > 20
     assert snapshot["faults"] == 0
     assert snapshot["active_calls"] == 0

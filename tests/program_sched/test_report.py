@@ -30,7 +30,6 @@ from benchmarks.program_sched.server import (
     growth,
     parse_counters,
 )
-from benchmarks.program_sched.workload import WorkloadParams
 
 
 def _cell(
@@ -135,6 +134,16 @@ def test_a_result_file_resumes_and_refuses_other_settings(tmp_path: Path) -> Non
     assert {"cpu", "cores", "commit", "versions"} <= data["environment"].keys()
 
 
+def test_a_result_file_of_another_machine_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    ResultFile(path, {"model": "m"}).add(_cell("fcfs", [1.0]))
+    data = json.loads(path.read_text())
+    data["environment"]["cpu"] = "Z80"
+    path.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=r"another machine \(cpu: Z80"):
+        ResultFile(path, {"model": "m"})
+
+
 def test_a_broken_result_file_is_refused_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     path.write_text("{")
@@ -176,13 +185,6 @@ def test_servers_use_the_type_that_the_cpu_computes(
     capabilities: dict[str, object], dtype: str
 ) -> None:
     assert fast_dtype(capabilities) == dtype
-
-
-def test_the_demo_fits_its_programs_into_the_time() -> None:
-    assert demo.programs_in_time(capacity=10.0, spent_s=60) == WorkloadParams().programs
-    slow = demo.programs_in_time(capacity=0.2, spent_s=90)
-    assert 18 < slow < WorkloadParams().programs
-    assert demo.programs_in_time(capacity=0.01, spent_s=300) == 18
 
 
 def test_calls_that_ran_alone_tell_how_fast_the_machine_was() -> None:

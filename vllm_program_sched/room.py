@@ -119,9 +119,8 @@ class RoomMaker:
         found: Call | None = None
         while len(ready) and len(passed) < _SCAN_LIMIT:
             call = ready.peek()
-            lets_in = self._lets_in(call.payload)
             if call.payload not in scheduler.deferred_waiting and any(
-                lets_in(request) for request in scheduler.running
+                map(self._lets_in(call.payload), scheduler.running)
             ):
                 found = call
                 break

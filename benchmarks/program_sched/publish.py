@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     rows = ROOT / ROWS
     rows.parent.mkdir(parents=True, exist_ok=True)
-    rows.write_text(one_row_a_line(without_paths(data)))
+    rows.write_text(one_row_a_line(public_rows(data)))
     loaded = [cell for cell in _cells(data, "cells") if cell.load >= 1.0]
     pictures = plot_latency_cdf(loaded, ROOT / PICTURE)
     readme = ROOT / README
@@ -83,8 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def without_paths(data: dict[str, Any]) -> dict[str, Any]:
-    """Return the rows without the paths of the machine that measured them."""
+def public_rows(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the rows without paths of the machine and without the answers' ids.
+
+    Ids are random and served the replay alone; they are a fifth of the file.
+    """
     model = data["settings"]["model"]
     name = Path(model).name
     public = {**data, "settings": {**data["settings"], "model": name}}
@@ -92,6 +95,7 @@ def without_paths(data: dict[str, Any]) -> dict[str, Any]:
         public[group] = [
             {
                 **cell,
+                "programs": [_without_answer_ids(row) for row in cell["programs"]],
                 "server_command": [
                     "python",
                     *(name if x == model else x for x in cell["server_command"][1:]),
@@ -100,6 +104,14 @@ def without_paths(data: dict[str, Any]) -> dict[str, Any]:
             for cell in data[group]
         ]
     return public
+
+
+def _without_answer_ids(program: dict[str, Any]) -> dict[str, Any]:
+    calls = [
+        {name: value for name, value in call.items() if name != "answer_id"}
+        for call in program["calls"]
+    ]
+    return {**program, "calls": calls}
 
 
 def with_block(document: str, text: str) -> str:

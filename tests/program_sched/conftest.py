@@ -52,8 +52,6 @@ def program_server(
     )
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("VLLM_PLUGINS", "program_sched")
-        # Adds vLLM's routes for sleep and pause.
-        environment.setenv("VLLM_SERVER_DEV_MODE", "1")
         with (
             VllmServer(model_path, log, flags) as server,
             httpx.Client(

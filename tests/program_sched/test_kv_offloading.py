@@ -11,11 +11,9 @@ it copies real KV blocks, late on purpose; on the scheduler alone there are none
 import gc
 import random
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 from vllm import LLM, SamplingParams
 from vllm.config import KVTransferConfig
 from vllm.distributed.kv_transfer import get_kv_transfer_group
@@ -24,99 +22,17 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import (
     OffloadingConnector,
 )
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.kv_offload.base import (
-    CanonicalKVCaches,
-    GPULoadStoreSpec,
-    LoadStoreSpec,
-    OffloadingWorker,
-    TransferResult,
-)
-from vllm.v1.kv_offload.cpu.common import CPULoadStoreSpec
-from vllm.v1.kv_offload.cpu.spec import CPUOffloadingSpec
+from vllm.v1.kv_offload.base import CanonicalKVCaches
 from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.request import Request, RequestStatus
 
 from benchmarks.program_sched.scheduler_harness import SchedulerHarness
+from tests.program_sched.block_copies import Copies, CopiesSpec
+from tests.program_sched.scheduler_cases import BOTH, EAGER_SRPT, prompt
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
-BOTH = pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-EAGER_SRPT = {
-    "policy": "srpt",
-    "preempt_min_run_tokens": 4,
-    "preempt_hysteresis_levels": 1,
-}
 WORDS = ["time", "light", "river", "stone", "cloud", "garden", "number", "letter"]
-
-
-class Copies(OffloadingWorker):
-    """Copies blocks between the KV cache and host memory, some steps late.
-
-    A copy is made when it is reported or waited for, not when it is asked for: a block
-    that is reused too early spoils it.
-    """
-
-    def __init__(
-        self, caches: CanonicalKVCaches, num_chunks: int, delay: int = 2
-    ) -> None:
-        self.caches = [cache.tensor for cache in caches.tensors]
-        self.host = [
-            torch.empty(num_chunks, c.shape[1], dtype=c.dtype) for c in self.caches
-        ]
-        self.delay = delay
-        self.stored = self.loaded = 0
-        self._steps = 0
-        self._pending: deque[tuple[int, int, Callable[[], None]]] = deque()
-        self._done: list[int] = []
-
-    def submit_store(
-        self, job_id: int, src_spec: GPULoadStoreSpec, dst_spec: LoadStoreSpec
-    ) -> bool:
-        def copy() -> None:
-            assert isinstance(dst_spec, CPULoadStoreSpec)
-            assert len(src_spec.block_ids) == len(dst_spec.block_ids)
-            self.stored += len(src_spec.block_ids)
-            for cache, host in zip(self.caches, self.host, strict=True):
-                host[dst_spec.block_ids] = cache[src_spec.block_ids]
-
-        self._pending.append((job_id, self._steps + self.delay, copy))
-        return True
-
-    def submit_load(
-        self, job_id: int, src_spec: LoadStoreSpec, dst_spec: GPULoadStoreSpec
-    ) -> bool:
-        def copy() -> None:
-            assert isinstance(src_spec, CPULoadStoreSpec)
-            assert len(src_spec.block_ids) == len(dst_spec.block_ids)
-            self.loaded += len(src_spec.block_ids)
-            for cache, host in zip(self.caches, self.host, strict=True):
-                cache[dst_spec.block_ids] = host[src_spec.block_ids]
-
-        self._pending.append((job_id, self._steps + self.delay, copy))
-        return True
-
-    def get_finished(self) -> list[TransferResult]:
-        self._steps += 1
-        while self._pending and self._pending[0][1] <= self._steps:
-            self._copy_next()
-        done, self._done = self._done, []
-        return [TransferResult(job_id, success=True) for job_id in done]
-
-    def wait(self, job_ids: set[int]) -> None:
-        while any(job_id in job_ids for job_id, _, _ in self._pending):
-            self._copy_next()
-
-    def _copy_next(self) -> None:
-        job_id, _, copy = self._pending.popleft()
-        copy()
-        self._done.append(job_id)
-
-
-class CopiesSpec(CPUOffloadingSpec):
-    """vLLM's host offloading with ``Copies`` for its CUDA copies."""
-
-    def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
-        return Copies(kv_caches, self.num_chunks)
 
 
 class LateFreeConnector(OffloadingConnector):
@@ -206,10 +122,6 @@ def assert_nothing_is_left(harness: OffloadingHarness, free_blocks: int) -> None
     assert not scheduler.deferred_frees
     assert not harness.connector.has_pending_push_work()
     assert not harness.connector.scheduler._req_status
-
-
-def prompt(rng: random.Random, length: int) -> list[int]:
-    return [rng.randrange(1, 1000) for _ in range(length)]
 
 
 @BOTH

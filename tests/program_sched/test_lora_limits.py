@@ -21,15 +21,10 @@ from vllm.lora.request import LoRARequest
 from vllm.v1.core.sched.output import SchedulerOutput
 
 from benchmarks.program_sched.scheduler_harness import SchedulerHarness
+from tests.program_sched.scheduler_cases import BOTH, EAGER_SRPT, prompt
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
-BOTH = pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-EAGER_SRPT = {
-    "policy": "srpt",
-    "preempt_min_run_tokens": 4,
-    "preempt_hysteresis_levels": 1,
-}
 RANK = 8
 
 
@@ -105,7 +100,7 @@ def test_random_adapters_finish_within_the_limit(
         harness.call(
             f"r{i}",
             rng.randrange(5),
-            [rng.randrange(1, 1000) for _ in range(rng.randrange(1, 200))],
+            prompt(rng, rng.randrange(1, 200)),
             wanted[f"r{i}"],
             f"p{i % 20}",
         )

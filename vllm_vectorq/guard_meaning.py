@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
+"""Guards on what is meant: negation, opposites, names, direction, scope, subject."""
+
+from __future__ import annotations
+
+from .guard_names import NAMES
+from .guard_signature import Signature, Words
+from .guard_spelling import alike
+from .guard_stems import ACTION_OF
+
+_SAME_FRAME = 0.55
+_MOST_EXCHANGED = 3
+_MOST_ROTATED = 40
+_ACRONYM_CHARS = range(2, 6)
+# Question words that may ask for the same.
+_COMPATIBLE = ({"when", "duration"}, {"who", "where"}, {"amount", "duration"})
+
+
+def negation(a: Signature, b: Signature, near: bool) -> str:
+    if a.negated or b.negated:
+        mine = (a.negated - a.plain) & (b.plain - b.negated)
+        theirs = (b.negated - b.plain) & (a.plain - a.negated)
+        if mine or theirs:
+            return "negation"
+    if a.negates == b.negates:
+        return ""
+    return "negation" if near or a.asks_negated or b.asks_negated else ""
+
+
+def opposites(a: Signature, b: Signature, near: bool) -> str:
+    one_way = a.left & ~a.right & b.right & ~b.left
+    other_way = a.right & ~a.left & b.left & ~b.right
+    return "opposites" if one_way or other_way else ""
+
+
+def entities(a: Signature, b: Signature, near: bool) -> str:
+    if a.entities == b.entities:
+        return ""
+    mine, theirs = a.entities - b.words, b.entities - a.words
+    if _abbreviates(mine, b) or _abbreviates(theirs, a):
+        return ""
+    mine, theirs = _not_misspelled(mine, a, b), _not_misspelled(theirs, b, a)
+    return "entities" if (mine and theirs) or (near and (mine or theirs)) else ""
+
+
+def _abbreviates(names: Words, other: Signature) -> bool:
+    return any(
+        len(name) in _ACRONYM_CHARS and name in other.initials and name not in NAMES
+        for name in names
+    )
+
+
+def _not_misspelled(names: Words, one: Signature, other: Signature) -> Words:
+    unknown = other.content - one.content
+    return frozenset(
+        name for name in names if name in NAMES or not alike(name, unknown)
+    )
+
+
+def direction(a: Signature, b: Signature, near: bool) -> str:
+    if a.relations and b.relations:
+        others = dict(b.relations)
+        for relation, mine in a.relations:
+            theirs = others.get(relation)
+            if theirs is None or not mine.isdisjoint(theirs):
+                continue
+            if mine <= b.words and theirs <= a.words:
+                return "direction"
+    if a.bare != b.bare and a.content == b.content and _reordered(a.bare, b.bare):
+        return "direction"
+    return ""
+
+
+def _reordered(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    """Whether the same words stand in an order that fronting does not explain."""
+    if not 3 <= len(one) <= _MOST_ROTATED or sorted(one) != sorted(other):
+        return False
+    return all(one[at:] + one[:at] != other for at in range(len(one)))
+
+
+def question(a: Signature, b: Signature, near: bool) -> str:
+    asked = {a.question, b.question}
+    if not near or len(asked) == 1 or "" in asked or asked in _COMPATIBLE:
+        return ""
+    return "question"
+
+
+def scope(a: Signature, b: Signature, near: bool) -> str:
+    if not near:
+        return ""
+    if (a.scope ^ b.scope) - {"all"} or a.people != b.people:
+        return "scope"
+    if a.first_person == b.first_person:
+        return ""
+    asker, other = (a, b) if a.first_person else (b, a)
+    others = (other.content - asker.content) & other.nouns
+    return "scope" if others and not asker.content - other.content else ""
+
+
+def subject(a: Signature, b: Signature, near: bool) -> str:
+    """Another noun, or another action, in what is otherwise the same sentence."""
+    mine, theirs = a.content - b.content, b.content - a.content
+    if not 1 <= len(mine) <= _MOST_EXCHANGED or not 1 <= len(theirs) <= _MOST_EXCHANGED:
+        return ""
+    shorter = min(len(a.words), len(b.words))
+    if len(a.words & b.words) < _SAME_FRAME * shorter:
+        return ""
+    mine, theirs = _new_words(mine, theirs, b), _new_words(theirs, mine, a)
+    if mine & a.nouns and theirs & b.nouns:
+        return "subject"
+    if len(mine) == len(theirs) == 1:
+        actions = [ACTION_OF.get(word) for word in (*mine, *theirs)]
+        if None not in actions and actions[0] != actions[1]:
+            return "subject"
+    return ""
+
+
+def _new_words(mine: Words, theirs: Words, other: Signature) -> Words:
+    line = other.line.replace(" ", "")
+    return frozenset(
+        word
+        for word in mine
+        if not alike(word, theirs) and not (len(word) > 3 and word in line)
+    )

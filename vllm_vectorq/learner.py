@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
+"""Turns the model's answers into entries and labels, after they were sent."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from .config import VectorQConfig
+from .embedding import EmbeddingPool
+from .entries import Entry
+from .error_estimate import ServedErrorEstimator
+from .faults import Faults
+from .judge import Judge, Verdict, normalised
+from .label_quota import LabelQuota
+from .labelling import Labeller
+from .metrics import CacheMetrics
+from .partition_state import PartitionState
+from .record import Change, ObservationRecord, Vector, new_id
+from .request import Answer, CacheRequest
+from .working_set import WorkingSet, store_form
+
+if TYPE_CHECKING:
+    from .cache import Ticket
+
+# Other classes whose answer is compared when the candidate's was not equivalent.
+OTHER_CLASSES = 3
+
+
+class Learner:
+    """Stores answers at once and labels them in the background.
+
+    Args:
+        config: The operator's options.
+        working_set: Where entries go.
+        judge: Says whether two answers are equivalent.
+        labeller: Runs the labelling, bounded.
+        quota: Bounds what one client can teach.
+        embedding: Embeds texts that missed their deadline.
+        submit: Hands observations to the store.
+        served_errors: Running estimate of the errors served.
+        metrics: Where to count.
+        faults: Where to report faults of ours.
+        clock: Unix time in seconds.
+    """
+
+    def __init__(
+        self,
+        config: VectorQConfig,
+        working_set: WorkingSet,
+        judge: Judge,
+        labeller: Labeller,
+        quota: LabelQuota,
+        embedding: EmbeddingPool | None,
+        submit: Callable[[Change], None],
+        served_errors: ServedErrorEstimator,
+        metrics: CacheMetrics,
+        faults: Faults,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._config = config
+        self._working_set = working_set
+        self._judge = judge
+        self._labeller = labeller
+        self._quota = quota
+        self._embedding = embedding
+        self._submit = submit
+        self._served_errors = served_errors
+        self._metrics = metrics
+        self._faults = faults
+        self._clock = clock
+
+    def learn(self, ticket: Ticket, answer: Answer) -> None:
+        """Take an answer: exact repeats hit from now on, the rest is queued."""
+        request = ticket.request
+        if not request.store:
+            return
+        state = self._working_set.partition_for(request.partition)
+        entry = self._entry(state, request, answer)
+        self._working_set.insert(entry)
+        if request.text is not None and self._embedding is not None:
+            self._labeller.run(
+                lambda: self._label_and_index(ticket, state, entry, answer)
+            )
+
+    def _entry(
+        self, state: PartitionState, request: CacheRequest, answer: Answer
+    ) -> Entry:
+        now_s = self._clock()
+        lifetime_s = min(self._config.ttl_s, request.ttl_s or self._config.ttl_s)
+        return Entry(
+            entry_id=new_id(),
+            partition=state,
+            exact_key=request.exact_key,
+            text=request.text,
+            signature=None,
+            class_id=0,
+            stored=store_form(new_id(), answer),
+            created_s=now_s,
+            expires_s=now_s + lifetime_s,
+            principal=request.principal,
+            last_used_s=now_s,
+        )
+
+    def _label_and_index(
+        self, ticket: Ticket, state: PartitionState, entry: Entry, answer: Answer
+    ) -> None:
+        vector = ticket.vector
+        if vector is None:
+            vector = self._embed(ticket.request)
+            if vector is None:
+                return
+        with state.learning:
+            label = self._label(ticket, answer)
+            class_id = self._class(ticket, state, vector, answer, label)
+            state.policy.learn(vector, class_id)
+            entry.class_id = class_id
+            if label is not True or state.policy.inserts_equivalent:
+                self._working_set.insert_vector(entry, vector)
+
+    def _embed(self, request: CacheRequest) -> Vector | None:
+        assert self._embedding is not None and request.text is not None
+        try:
+            return self._embedding.submit(request.text).result()
+        except Exception as error:
+            self._faults.report("late embedding", error)
+            return None
+
+    def _label(self, ticket: Ticket, answer: Answer) -> bool | None:
+        """Label the candidate that would have answered, and learn from it."""
+        candidate, decision = ticket.candidate, ticket.decision
+        if candidate is None or decision is None:
+            return None
+        request = ticket.request
+        verdict = self._compare(request.text or "", answer, candidate)
+        if verdict.equivalent is None:
+            self._metrics.explored("unknown")
+            return None
+        self._metrics.explored("right" if verdict.equivalent else "wrong")
+        self._served_errors.label(verdict.equivalent, decision.propensity)
+        if self._quota.admit(
+            request.principal, candidate.entry_id, verdict.equivalent
+        ):
+            candidate.partition.policy.observe(
+                candidate.entry_id,
+                decision.features,
+                verdict.equivalent,
+                decision.propensity,
+            )
+            self._submit(
+                ObservationRecord(
+                    observation_id=new_id(),
+                    partition=candidate.partition.digest,
+                    entry_id=candidate.entry_id,
+                    features=decision.features,
+                    label=verdict.equivalent,
+                    propensity=decision.propensity,
+                    source=verdict.source,
+                    principal=request.principal,
+                )
+            )
+        return verdict.equivalent
+
+    def _class(
+        self,
+        ticket: Ticket,
+        state: PartitionState,
+        vector: Vector,
+        answer: Answer,
+        label: bool | None,
+    ) -> int:
+        """The class of an answer: that of an equivalent one, else a new one."""
+        if label and ticket.candidate is not None:
+            return ticket.candidate.class_id
+        form = hashlib.blake2b(
+            normalised(answer.text).encode("utf-8", "surrogatepass"), digest_size=16
+        ).digest()
+        known = state.class_of(form)
+        if known is None:
+            known = self._equivalent_class(ticket, state, vector, answer)
+        class_id = known if known is not None else new_id()
+        state.remember_class(form, class_id)
+        return class_id
+
+    def _equivalent_class(
+        self,
+        ticket: Ticket,
+        state: PartitionState,
+        vector: Vector,
+        answer: Answer,
+    ) -> int | None:
+        for entry in self._one_per_class(state, vector, ticket.candidate):
+            verdict = self._compare(ticket.request.text or "", answer, entry)
+            if verdict.equivalent:
+                return entry.class_id
+        return None
+
+    def _one_per_class(
+        self, state: PartitionState, vector: Vector, judged: Entry | None
+    ) -> Sequence[Entry]:
+        assert state.index is not None
+        near = state.index.search(vector, self._config.neighbours)
+        seen = {judged.class_id} if judged is not None else set()
+        chosen: list[Entry] = []
+        for entry_id, class_id in zip(
+            near.entry_ids.tolist(), near.class_ids.tolist(), strict=True
+        ):
+            entry = self._working_set.entries.get(entry_id)
+            if entry is not None and class_id not in seen:
+                seen.add(class_id)
+                chosen.append(entry)
+        return chosen[:OTHER_CLASSES]
+
+    def _compare(self, text: str, answer: Answer, entry: Entry) -> Verdict:
+        with self._metrics.judge_seconds.time():
+            verdict = self._judge.judge(
+                text, answer.text, entry.text or "", entry.stored.answer.text
+            )
+        word = {True: "same", False: "different", None: "unknown"}[verdict.equivalent]
+        self._metrics.verdict(verdict.source, word)
+        return verdict
+
+    def may_serve(self, entry: Entry, request: CacheRequest) -> bool:
+        """Whether an entry may be served semantically to who asks."""
+        return self._quota.may_serve(entry.entry_id, entry.principal, request.principal)

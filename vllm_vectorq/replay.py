@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
+"""One pass of a policy over a stream of labelled requests, from an empty cache.
+
+Labels come from known answer classes, unless a noise is given. Nothing
+else is simulated: the policy is the product's, with its learning run in step.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .policy import NOTHING_NEAR, Evidence, Policy
+
+Vectors = NDArray[np.float32]
+Ids = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+
+@dataclass
+class Outcome:
+    """What happened to every request of a stream, in order.
+
+    Attributes:
+        hit: Served from the cache, bool [n].
+        wrong: Served an answer of another class, bool [n].
+        probability: The policy's estimate, float32 [n].
+        entries: Entries at the end.
+        judge_calls: Labels that were asked for.
+    """
+
+    hit: Flags
+    wrong: Flags
+    probability: Vectors
+    entries: int = 0
+    judge_calls: int = 0
+    deciles: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def hit_rate(self) -> float:
+        """Hits over requests."""
+        return float(self.hit.mean())
+
+    @property
+    def error_per_request(self) -> float:
+        """Wrong answers over requests."""
+        return float(self.wrong.mean())
+
+    @property
+    def error_per_hit(self) -> float:
+        """Wrong answers over hits; 0 without hits."""
+        return float(self.wrong.sum() / max(self.hit.sum(), 1))
+
+
+def replay(
+    policy: Policy,
+    vectors: Vectors,
+    classes: Ids,
+    delta: float,
+    seed: int,
+    *,
+    neighbours: int = 16,
+    judge_noise: float = 0.0,
+    progress: Callable[[int], None] | None = None,
+) -> Outcome:
+    """Run a policy over a stream.
+
+    Args:
+        policy: A fresh policy.
+        vectors: Unit vectors in the order of arrival, float32 [n, d].
+        classes: Answer class of each request, int64 [n].
+        delta: Error budget per request.
+        seed: For the policy's exploration and the judge's noise.
+        neighbours: Entries the policy is shown.
+        judge_noise: Probability that a label is flipped.
+        progress: Called now and then with the number of requests done.
+    """
+    random = np.random.default_rng(seed)
+    n = len(vectors)
+    outcome = Outcome(
+        np.zeros(n, np.bool_), np.zeros(n, np.bool_), np.zeros(n, np.float32)
+    )
+    index = GrowingIndex(vectors.shape[1], n)
+    for i in range(n):
+        vector, truth = vectors[i], int(classes[i])
+        evidence = index.evidence(vector, neighbours)
+        decision = (
+            policy.decide(evidence, delta, float(random.random()))
+            if evidence.size
+            else NOTHING_NEAR
+        )
+        outcome.probability[i] = decision.probability
+        label = None
+        if decision.candidate is not None:
+            right = int(evidence.class_ids[decision.candidate]) == truth
+            if decision.serve:
+                outcome.hit[i] = True
+                outcome.wrong[i] = not right
+                continue
+            label = right != (random.random() < judge_noise)
+            outcome.judge_calls += 1
+            policy.observe(
+                int(evidence.entry_ids[decision.candidate]),
+                decision.features,
+                label,
+                decision.propensity,
+            )
+        policy.learn(vector, truth)
+        if label is not True or policy.inserts_equivalent:
+            index.add(vector, truth)
+        if progress is not None and i % 500 == 0:
+            progress(i)
+    outcome.entries = len(index)
+    outcome.deciles = [
+        {
+            "hit_rate": float(h.mean()),
+            "error_per_request": float(w.mean()),
+            "error_per_hit": float(w.sum() / max(h.sum(), 1)),
+        }
+        for h, w in zip(
+            np.array_split(outcome.hit, 10),
+            np.array_split(outcome.wrong, 10),
+            strict=True,
+        )
+    ]
+    return outcome
+
+
+class GrowingIndex:
+    """Exact nearest neighbours over a matrix that rows are added to."""
+
+    def __init__(self, dimensions: int, capacity: int) -> None:
+        self._vectors = np.zeros((capacity, dimensions), np.float32)
+        self._classes = np.zeros(capacity, np.int64)
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def add(self, vector: Vectors, class_id: int) -> None:
+        """Add a row."""
+        self._vectors[self._size] = vector
+        self._classes[self._size] = class_id
+        self._size += 1
+
+    def evidence(self, vector: Vectors, k: int) -> Evidence:
+        """The nearest rows, without lexical evidence."""
+        size = self._size
+        similarities = self._vectors[:size] @ vector
+        k = min(k, size)
+        ids = np.argpartition(-similarities, k - 1)[:k] if k else np.zeros(0, np.int64)
+        ids = ids[np.argsort(-similarities[ids], kind="stable")]
+        return Evidence(
+            vector=vector,
+            entry_ids=ids.astype(np.int64),
+            class_ids=self._classes[ids],
+            similarities=similarities[ids],
+            vectors=self._vectors[ids],
+            conflicts=np.zeros(k, np.bool_),
+            lexical=np.zeros(k, np.float32),
+            size=size,
+        )

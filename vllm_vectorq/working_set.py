@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
+"""Everything the cache holds in memory, kept in step with the store."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+
+from . import guards
+from .entries import Entry, EntryTable, StoredAnswer
+from .index import PartitionIndex
+from .metrics import CacheMetrics
+from .partition_state import PartitionState
+from .policy import Policy
+from .record import (
+    AnswerRecord,
+    Change,
+    EntryRecord,
+    ObservationRecord,
+    PartitionRecord,
+    Removal,
+    Vector,
+)
+from .request import Answer, Partition
+
+
+class WorkingSet:
+    """Partitions and entries of this process.
+
+    Args:
+        dimensions: Length of the vectors; 0 without semantic matching.
+        new_policy: Makes the policy of a new partition.
+        submit: Hands a change to the store; never blocks.
+        metrics: Where removals are counted.
+        use_guards: Whether texts get a lexical signature.
+    """
+
+    def __init__(
+        self,
+        dimensions: int,
+        new_policy: Callable[[], Policy],
+        submit: Callable[[Change], None],
+        metrics: CacheMetrics,
+        use_guards: bool = True,
+    ) -> None:
+        self.entries = EntryTable()
+        self._dimensions = dimensions
+        self._new_policy = new_policy
+        self._submit = submit
+        self._metrics = metrics
+        self._use_guards = use_guards
+        self._partitions: dict[bytes, PartitionState] = {}
+        # An answer lives as long as an entry serves it.
+        self._answers: weakref.WeakValueDictionary[int, StoredAnswer] = (
+            weakref.WeakValueDictionary()
+        )
+        self._lock = threading.Lock()
+
+    def partition(self, digest: bytes) -> PartitionState | None:
+        """The partition, if anything was stored in it."""
+        return self._partitions.get(digest)
+
+    def partitions(self) -> list[PartitionState]:
+        """All partitions."""
+        return list(self._partitions.values())
+
+    def partition_for(self, partition: Partition) -> PartitionState:
+        """The partition, made and stored if need be."""
+        state = self._partitions.get(partition.digest)
+        if state is not None:
+            return state
+        facts = dict(partition.facts)
+        state = self._add_partition(partition.digest, facts)
+        self._submit(PartitionRecord(partition.digest, facts))
+        return state
+
+    def insert(self, entry: Entry) -> None:
+        """Add an entry for exact repeats; replaces one with the same key."""
+        stored = entry.stored
+        self._hold(entry, None)
+        answer = stored.answer
+        self._submit(
+            AnswerRecord(
+                stored.answer_id,
+                answer.text,
+                answer.token_ids,
+                answer.stop_reason,
+                answer.generation_s,
+            )
+        )
+        self._submit(_record(entry, None))
+
+    def insert_vector(self, entry: Entry, vector: Vector) -> None:
+        """Let an entry be found by meaning, too, unless it is gone already."""
+        state = entry.partition
+        if state.index is None or self.entries.get(entry.entry_id) is not entry:
+            return
+        if self._use_guards and entry.text is not None:
+            entry.signature = guards.signature(entry.text)
+        entry.indexed = True
+        self.entries.resized(entry)
+        state.index.add(entry.entry_id, entry.class_id, vector)
+        self._submit(_record(entry, vector))
+
+    def remove(self, entry_ids: Iterable[int], reason: str) -> int:
+        """Remove entries here and in the store; return how many were there."""
+        removed = self._drop(entry_ids)
+        if removed:
+            self._metrics.removed(reason, len(removed))
+            self._submit(Removal(tuple(removed)))
+        return len(removed)
+
+    def invalidate(self, facts: Mapping[str, str]) -> int:
+        """Remove every entry of the partitions with these facts."""
+        removed = 0
+        for state in self.partitions():
+            if state.matches(facts):
+                entry_ids = self.entries.in_partition(state.digest)
+                removed += self.remove(entry_ids, "invalidated")
+        return removed
+
+    def apply(self, changes: Iterable[Change]) -> None:
+        """Take over what the store holds or another process wrote.
+
+        An answer comes in the same call as the entries that serve it.
+        """
+        arrived: list[StoredAnswer] = []  # keeps them until their entries come
+        for change in changes:
+            match change:
+                case PartitionRecord():
+                    if change.digest not in self._partitions:
+                        self._add_partition(change.digest, change.facts)
+                case AnswerRecord():
+                    arrived.append(self._apply_answer(change))
+                case EntryRecord():
+                    self._apply_entry(change)
+                case ObservationRecord():
+                    state = self._partitions.get(change.partition)
+                    if state is not None:
+                        state.policy.observe(
+                            change.entry_id,
+                            change.features,
+                            change.label,
+                            change.propensity,
+                        )
+                case Removal():
+                    self._drop(change.entry_ids)
+
+    def _add_partition(self, digest: bytes, facts: Mapping[str, str]) -> PartitionState:
+        index = PartitionIndex(self._dimensions) if self._dimensions else None
+        with self._lock:
+            state = self._partitions.get(digest)
+            if state is None:
+                state = PartitionState(digest, facts, self._new_policy(), index)
+                self._partitions[digest] = state
+            return state
+
+    def _apply_answer(self, record: AnswerRecord) -> StoredAnswer:
+        known = self._answers.get(record.answer_id)
+        if known is not None:
+            return known
+        answer = Answer(
+            record.text, record.token_ids, record.stop_reason, record.generation_s
+        )
+        stored = store_form(record.answer_id, answer)
+        self._answers[record.answer_id] = stored
+        return stored
+
+    def _apply_entry(self, record: EntryRecord) -> None:
+        state = self._partitions.get(record.partition)
+        stored = self._answers.get(record.answer_id)
+        if state is None or stored is None:
+            return  # Its answer or partition was purged; the entry is worthless.
+        indexed = record.vector is not None and state.index is not None
+        entry = Entry(
+            entry_id=record.entry_id,
+            partition=state,
+            exact_key=record.exact_key,
+            text=record.text,
+            signature=None,
+            class_id=record.class_id,
+            stored=stored,
+            created_s=record.created_s,
+            expires_s=record.expires_s,
+            principal=record.principal,
+            last_used_s=record.created_s,
+        )
+        self._hold(entry, record.vector if indexed else None)
+        if record.vector is not None:
+            state.policy.learn(record.vector, record.class_id)
+
+    def _hold(self, entry: Entry, vector: Vector | None) -> None:
+        self._answers[entry.stored.answer_id] = entry.stored
+        entry.indexed = vector is not None
+        if vector is not None and entry.text is not None and self._use_guards:
+            entry.signature = guards.signature(entry.text)
+        replaced = self.entries.add(entry)
+        if replaced is entry:
+            return  # A newer entry with this key is here already.
+        if replaced is not None:
+            self._unindex([replaced])
+        if vector is not None and entry.partition.index is not None:
+            entry.partition.index.add(entry.entry_id, entry.class_id, vector)
+
+    def _drop(self, entry_ids: Iterable[int]) -> list[int]:
+        removed = self.entries.remove(entry_ids)
+        self._unindex(removed)
+        return [entry.entry_id for entry in removed]
+
+    def _unindex(self, entries: list[Entry]) -> None:
+        by_partition: dict[bytes, list[Entry]] = {}
+        for entry in entries:
+            by_partition.setdefault(entry.partition.digest, []).append(entry)
+        for group in by_partition.values():
+            state = group[0].partition
+            ids = [entry.entry_id for entry in group]
+            if state.index is not None:
+                state.index.remove(ids)
+            state.policy.forget(ids)
+
+
+def _record(entry: Entry, vector: Vector | None) -> EntryRecord:
+    return EntryRecord(
+        entry_id=entry.entry_id,
+        partition=entry.partition.digest,
+        exact_key=entry.exact_key,
+        text=entry.text,
+        vector=vector,
+        class_id=entry.class_id,
+        answer_id=entry.stored.answer_id,
+        created_s=entry.created_s,
+        expires_s=entry.expires_s,
+        principal=entry.principal,
+    )
+
+
+def store_form(answer_id: int, answer: Answer) -> StoredAnswer:
+    """An answer with its id and an estimate of its memory."""
+    size = 200 + 2 * len(answer.text) + 40 * len(answer.token_ids)
+    return StoredAnswer(answer_id, answer, size)

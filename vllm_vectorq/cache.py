@@ -78,7 +78,7 @@ class SemanticCache:
         secret: bytes,
         served_errors: ServedErrorEstimator,
         clock: Callable[[], float] = time.time,
-        uniform: Callable[[], float] = random.SystemRandom().random,
+        uniform: Callable[[], float] = random.random,
     ) -> None:
         self.config = config
         self.working_set = working_set
@@ -155,9 +155,7 @@ class SemanticCache:
             self.faults.report("decide", error)
             return None, ticket
 
-    def _decide(
-        self, request: CacheRequest, vector: Vector, ticket: Ticket
-    ) -> Outcome:
+    def _decide(self, request: CacheRequest, vector: Vector, ticket: Ticket) -> Outcome:
         state = self.working_set.partition(request.partition.digest)
         if state is None or state.index is None or len(state.index) == 0:
             ticket.decision = NOTHING_NEAR

@@ -119,7 +119,7 @@ COUPLED_FIELDS: dict[str, tuple[str, ...]] = {
 _MARK = "_vectorq_wrapped"
 
 
-def wrap(owner: Any, name: str, make: Callable[[Any], Any]) -> None:  # noqa: ANN401
+def wrap(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
     """Replace a function of a class or module, once however often it is asked.
 
     Args:
@@ -154,7 +154,7 @@ def check_before_start(check: Callable[[object], None]) -> None:
     from vllm.engine.arg_utils import EngineArgs
 
     def make(build: Callable[..., Any]) -> Callable[..., Any]:
-        def checked(self: EngineArgs, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        def checked(self: EngineArgs, *args: Any, **kwargs: Any) -> Any:
             check(self.additional_config)
             return build(self, *args, **kwargs)
 
@@ -195,7 +195,7 @@ def model_facts(vllm_config: VllmConfig) -> ModelFacts:
     )
 
 
-def sampling_fields(params: Any) -> dict[str, object]:  # noqa: ANN401
+def sampling_fields(params: Any) -> dict[str, object]:
     """Return the sampling parameters that are not at their default, by name.
 
     Fields that vLLM adds later are included as soon as somebody uses them.

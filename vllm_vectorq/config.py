@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from . import __version__
 from .activation import read_options
 
 KEY = "vectorq"
-POLICIES = ("suite", "vcache", "vectorq_v1", "static", "exact")
+POLICIES = ("vcache", "vectorq_v1", "static", "exact")
 SAMPLED = ("off", "exact", "semantic")
 TENANTS = ("api_key", "shared")
 JUDGES = ("equality", "embedding", "cross_encoder", "model")
@@ -29,9 +30,8 @@ class VectorQConfig:
         enabled: Switches the cache on; without it vLLM is not touched.
         policy: Who decides, one of :data:`POLICIES`.
         delta: Error budget: share of all requests that may get a wrong answer.
-        hit_delta: Share of the hits that may be wrong; bounds ``suite`` beside delta.
+        hit_delta: Share of the hits that may be wrong; a floor beside delta.
         static_threshold: ``static``: smallest cosine that is served.
-        audit: ``suite``: share of would-be hits that ask the model nevertheless.
         namespace: Answers are never shared between namespaces.
         tenants: ``api_key``: answers are shared within one API key; ``shared``: by
             everybody who may use the server.
@@ -59,11 +59,10 @@ class VectorQConfig:
     """
 
     enabled: bool = False
-    policy: str = "suite"
+    policy: str = "vcache"
     delta: float = 0.02
     hit_delta: float = 0.05
     static_threshold: float = 0.95
-    audit: float = 0.02
     namespace: str = "default"
     tenants: str = "api_key"
     tenant_header: str = ""
@@ -105,7 +104,7 @@ class VectorQConfig:
         self._check_judges()
 
     def _check_judges(self) -> None:
-        judges = self.judges
+        judges: object = self.judges
         if isinstance(judges, str):
             judges = tuple(judges.split(","))
         if not isinstance(judges, (list, tuple)) or not judges:
@@ -151,7 +150,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "delta": (1e-5, 0.5),
     "hit_delta": (1e-5, 0.5),
     "static_threshold": (-1.0, 1.0),
-    "audit": (0.001, 1.0),
     "embedding_deadline_s": (0.001, 60.0),
     "embedding_threads": (1, 256),
     "neighbours": (1, 128),
@@ -180,3 +178,23 @@ def _either(choices: tuple[str, ...]) -> str:
 
 def _wrong(name: str, value: object, remedy: str) -> ConfigError:
     return ConfigError(f"{KEY}.{name}={value!r} cannot be used: {remedy}")
+
+
+def refuse_if_asked(additional_config: object) -> None:
+    """Keep a server from starting that asks for this plugin.
+
+    The parts of the cache are here, what joins them to a server is not.
+
+    Args:
+        additional_config: The value of ``--additional-config``.
+
+    Raises:
+        ValueError: the plugin is asked for, or an option is unknown or malformed.
+    """
+    if VectorQConfig.from_additional_config(additional_config).enabled:
+        raise ValueError(
+            "vectorq: asked for the semantic response cache with "
+            "--additional-config.vectorq.enabled true, but this version "
+            f"({__version__}) does not serve from it yet; remove the option or install "
+            "a later version."
+        )

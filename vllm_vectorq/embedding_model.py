@@ -187,7 +187,7 @@ class EmbeddingModel:
         return _Loaded(
             transformer=transformer,
             tokenizer=tokenizer,
-            max_tokens=int(transformer.max_seq_length),
+            max_tokens=int(transformer.max_seq_length or 0),
             dimensions=warm_up.shape[1],
             unknown_id=_unknown_id(tokenizer),
         )

@@ -142,7 +142,7 @@ class EngineAdapter:
         request = build_request(scope, prompt, sampling, asked, why_exact)
         return Planned(request, room if to_end else limit, http)
 
-    def _scope(self, lora: Any, http: HttpCall | None) -> Scope:  # noqa: ANN401
+    def _scope(self, lora: Any, http: HttpCall | None) -> Scope:
         config = self.cache.config
         return Scope(
             facts={
@@ -196,7 +196,7 @@ class EngineAdapter:
             return None, None
         return (hit, ticket) if hit is None or planned.fits(hit) else (None, None)
 
-    def conclude(self, ticket: Any, answer: Answer | None) -> None:  # noqa: ANN401
+    def conclude(self, ticket: Any, answer: Answer | None) -> None:
         """Hand over the answer to a miss; None when it cannot be kept."""
         if ticket is None:
             return
@@ -220,7 +220,7 @@ def coalesced(answer: Answer) -> Hit:
     return Hit(answer, "coalesced", 0, 1.0, 1.0, 0.0)
 
 
-def _read_prompt(prompt: Any, http: HttpCall | None) -> tuple[str | None, Prompt]:  # noqa: ANN401
+def _read_prompt(prompt: Any, http: HttpCall | None) -> tuple[str | None, Prompt]:
     """Return a rendered prompt's form and parts; the form is None if it has none."""
     if not isinstance(prompt, dict) or "type" not in prompt:
         return None, Prompt(None, ())

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from . import guard_names as names
+from .guard_names import SYMBOLS
 from .guard_numbers import Quantity, bare, read_words, unit_name, with_unit
 from .guard_tokens import Token
-from .guard_units import SCALES, SYMBOLS, UNITS
+from .guard_units import SCALES, UNITS
 from .guard_vocabulary import (
     BREAK,
     CAPITAL,

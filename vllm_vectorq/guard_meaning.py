@@ -18,6 +18,7 @@ _COMPATIBLE = ({"when", "duration"}, {"who", "where"}, {"amount", "duration"})
 
 
 def negation(a: Signature, b: Signature, near: bool) -> str:
+    """Something is denied in one text that the other affirms."""
     if a.negated or b.negated:
         mine = (a.negated - a.plain) & (b.plain - b.negated)
         theirs = (b.negated - b.plain) & (a.plain - a.negated)
@@ -29,12 +30,14 @@ def negation(a: Signature, b: Signature, near: bool) -> str:
 
 
 def opposites(a: Signature, b: Signature, near: bool) -> str:
+    """One text says the opposite of a word of the other."""
     one_way = a.left & ~a.right & b.right & ~b.left
     other_way = a.right & ~a.left & b.left & ~b.right
     return "opposites" if one_way or other_way else ""
 
 
 def entities(a: Signature, b: Signature, near: bool) -> str:
+    """Names that the other text does not have."""
     if a.entities == b.entities:
         return ""
     mine, theirs = a.entities - b.words, b.entities - a.words
@@ -59,6 +62,7 @@ def _not_misspelled(names: Words, one: Signature, other: Signature) -> Words:
 
 
 def direction(a: Signature, b: Signature, near: bool) -> str:
+    """The same things with their roles exchanged."""
     if a.relations and b.relations:
         others = dict(b.relations)
         for relation, mine in a.relations:
@@ -80,6 +84,7 @@ def _reordered(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
 
 
 def question(a: Signature, b: Signature, near: bool) -> str:
+    """Another question word."""
     asked = {a.question, b.question}
     if not near or len(asked) == 1 or "" in asked or asked in _COMPATIBLE:
         return ""
@@ -87,6 +92,7 @@ def question(a: Signature, b: Signature, near: bool) -> str:
 
 
 def scope(a: Signature, b: Signature, near: bool) -> str:
+    """Another quantifier, or other people."""
     if not near:
         return ""
     if (a.scope ^ b.scope) - {"all"} or a.people != b.people:

@@ -8,13 +8,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from .guard_names import SYMBOLS
 from .guard_units import (
     GLUED_ONLY,
     MULTIPLIERS,
     NUMBER_WORDS,
     ORDINAL_ENDINGS,
     SCALES,
-    SYMBOLS,
     UNITS,
     VAGUE,
 )
@@ -199,9 +199,7 @@ def same(one: Quantity, other: Quantity) -> bool:
     return ("" in units or units in _LOOSE) and one.raw == other.raw
 
 
-def unmatched(
-    mine: frozenset[Quantity], theirs: frozenset[Quantity]
-) -> list[Quantity]:
+def unmatched(mine: frozenset[Quantity], theirs: frozenset[Quantity]) -> list[Quantity]:
     """Quantities of the one text that the other does not have."""
     left = mine - theirs
     if len(left) * len(theirs) > _MOST_COMPARED:

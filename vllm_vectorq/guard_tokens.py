@@ -234,5 +234,3 @@ def _is_code(core: str, low: str) -> bool:
         return True
     slashed = "/" in low and all(part.isdigit() for part in low.split("/"))
     return slashed or "_" in low or (len(low) > 15 and low.isdigit())
-
-

@@ -110,7 +110,30 @@ UNITS: dict[str, tuple[str, float]] = {
     for name, currency in table.items()
 }
 # Letters and short words that are units only when glued to digits.
-GLUED_ONLY = frozenset("a b c d f h j p s v w x y in pa pc mo yo gr bp".split())
+GLUED_ONLY = frozenset(
+    [
+        "a",
+        "b",
+        "c",
+        "d",
+        "f",
+        "h",
+        "j",
+        "p",
+        "s",
+        "v",
+        "w",
+        "x",
+        "y",
+        "in",
+        "pa",
+        "pc",
+        "mo",
+        "yo",
+        "gr",
+        "bp",
+    ]
+)
 
 MULTIPLIERS = {
     "k": 1e3,
@@ -123,14 +146,43 @@ MULTIPLIERS = {
 }
 ORDINAL_ENDINGS = frozenset(("st", "nd", "rd", "th"))
 
-_SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen "
-    "fourteen fifteen sixteen seventeen eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_ORDINALS = (
-    "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth"
-).split()
+_SMALL = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_ORDINALS = [
+    "first",
+    "second",
+    "third",
+    "fourth",
+    "fifth",
+    "sixth",
+    "seventh",
+    "eighth",
+    "ninth",
+    "tenth",
+    "eleventh",
+    "twelfth",
+]
 NUMBER_WORDS: dict[str, float] = (
     {word: float(value) for value, word in enumerate(_SMALL)}
     | {word: 20.0 + 10 * index for index, word in enumerate(_TENS)}

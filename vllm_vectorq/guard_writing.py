@@ -13,12 +13,14 @@ _DECISIVE_DATES = ("day:", "when:", "month:", "holiday:")
 
 
 def language(a: Signature, b: Signature, near: bool) -> str:
+    """Another script or language."""
     known = a.language and b.language
     differs = a.script != b.script or (known and a.language != b.language)
     return "language" if differs else ""
 
 
 def code(a: Signature, b: Signature, near: bool) -> str:
+    """Other code or another quotation."""
     if a.code != b.code or (near and a.operators != b.operators):
         return "code"
     if a.quotes == b.quotes:
@@ -29,6 +31,7 @@ def code(a: Signature, b: Signature, near: bool) -> str:
 
 
 def ids(a: Signature, b: Signature, near: bool) -> str:
+    """Other identifiers."""
     if a.ids == b.ids:
         return ""
     mine, theirs = _without_spaces(a, b), _without_spaces(b, a)
@@ -48,6 +51,7 @@ def _counts(name: str, other: Signature) -> bool:
 
 
 def numbers(a: Signature, b: Signature, near: bool) -> str:
+    """Other numbers, or the same of another unit."""
     if a.quantities != b.quantities:
         mine, theirs = _uncoded(a, b), _uncoded(b, a)
         if any(_comparable(one, other) for one in mine for other in theirs):
@@ -82,6 +86,7 @@ def _count_differently(a: Signature, b: Signature) -> bool:
 
 
 def dates(a: Signature, b: Signature, near: bool) -> str:
+    """Other days, months or times."""
     if a.dates == b.dates:
         return ""
     mine, theirs = _unspelled(a, b), _unspelled(b, a)

@@ -162,7 +162,7 @@ class AnswerCollector:
         self._text: list[str] = []
         self._token_ids: list[int] = []
 
-    def add(self, output: Any) -> Answer | None:  # noqa: ANN401
+    def add(self, output: Any) -> Answer | None:
         """Take note of an output.
 
         Returns:
@@ -190,7 +190,7 @@ class AnswerCollector:
         )
 
 
-def _is_plain(completion: Any) -> bool:  # noqa: ANN401
+def _is_plain(completion: Any) -> bool:
     """Say whether a finished completion is nothing but text of one set of weights."""
     versions = getattr(completion, "weight_versions", None) or ()
     return (

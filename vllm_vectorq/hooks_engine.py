@@ -52,7 +52,7 @@ def caching(generate: Callable[..., Generator]) -> Callable[..., Generator]:
 
     # A plain function: the caller's context is read when it calls, not when somebody
     # begins to read the answer.
-    def generate_with_cache(self: Any, *args: Any, **kwargs: Any) -> Generator:  # noqa: ANN401
+    def generate_with_cache(self: Any, *args: Any, **kwargs: Any) -> Generator:
         adapter: EngineAdapter | None = getattr(self, ATTRIBUTE, None)
         # A dead engine has to say so itself.
         if adapter is None or self.errored:
@@ -146,7 +146,7 @@ def _replayed(
 def _collected(
     adapter: EngineAdapter,
     collector: AnswerCollector,
-    output: Any,  # noqa: ANN401
+    output: Any,
 ) -> Answer | None:
     try:
         return collector.add(output)

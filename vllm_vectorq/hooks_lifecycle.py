@@ -26,10 +26,10 @@ Reaction = Callable[[ModelVersion, dict[str, Any], bool], None]
 def attaching(init: Callable[..., None]) -> Callable[..., None]:
     """Return a constructor that gives an engine the cache it is configured to have."""
 
-    def init_with_cache(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def init_with_cache(self: Any, *args: Any, **kwargs: Any) -> None:
         from . import service
 
-        vllm_config = kwargs.get("vllm_config", args[0] if args else None)
+        vllm_config: Any = kwargs.get("vllm_config", args[0] if args else None)
         # First, so that a server that cannot have its cache does not start.
         cache = service.cache_for(vllm_config)
         if cache is not None:
@@ -41,7 +41,7 @@ def attaching(init: Callable[..., None]) -> Callable[..., None]:
     return init_with_cache
 
 
-def attach(engine: Any, cache: Any) -> None:  # noqa: ANN401
+def attach(engine: Any, cache: Any) -> None:
     """Give a started engine its cache, and its renderer the reason to annotate."""
     tokens = special_tokens(engine.renderer.tokenizer)
     adapter = EngineAdapter(cache, model_facts(engine.vllm_config), tokens)
@@ -50,7 +50,7 @@ def attach(engine: Any, cache: Any) -> None:  # noqa: ANN401
     weakref.finalize(engine, cache.close)
 
 
-def _surround_app(cache: Any) -> None:  # noqa: ANN401
+def _surround_app(cache: Any) -> None:
     """Have the HTTP server tell callers apart; vLLM builds it after its engine."""
     launcher = sys.modules.get(APP_MODULE)
     if launcher is not None:
@@ -82,7 +82,7 @@ def _reacting(react: Reaction) -> Callable[[Callable[..., Any]], Callable[..., A
     def make(method: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(method)
 
-        def noted(self: Any, args: Any, kwargs: Any, over: bool) -> None:  # noqa: ANN401
+        def noted(self: Any, args: Any, kwargs: Any, over: bool) -> None:
             adapter: EngineAdapter | None = getattr(self, ATTRIBUTE, None)
             if adapter is None:
                 return
@@ -92,14 +92,14 @@ def _reacting(react: Reaction) -> Callable[[Callable[..., Any]], Callable[..., A
             except Exception as error:
                 adapter.cache.fault("invalidate", error)
 
-        async def call_async(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        async def call_async(self: Any, *args: Any, **kwargs: Any) -> Any:
             noted(self, args, kwargs, False)
             try:
                 return await method(self, *args, **kwargs)
             finally:
                 noted(self, args, kwargs, True)
 
-        def call(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             noted(self, args, kwargs, False)
             try:
                 return method(self, *args, **kwargs)

@@ -39,7 +39,7 @@ def install() -> None:
     wrap_changes(LLMEngine, {"set_weight_version": "weight_version"})
 
 
-def _batch(engine: Any) -> OfflineBatch | None:  # noqa: ANN401
+def _batch(engine: Any) -> OfflineBatch | None:
     """Return the engine's batch; None for an engine without the cache."""
     adapter: EngineAdapter | None = getattr(engine, ATTRIBUTE, None)
     if adapter is None:
@@ -54,7 +54,7 @@ def _batch(engine: Any) -> OfflineBatch | None:  # noqa: ANN401
 def _add_request(add_request: Callable[..., str]) -> Callable[..., str]:
     signature = inspect.signature(add_request)
 
-    def add_request_with_cache(self: Any, *args: Any, **kwargs: Any) -> str:  # noqa: ANN401
+    def add_request_with_cache(self: Any, *args: Any, **kwargs: Any) -> str:
         batch = _batch(self)
         if batch is None:
             return add_request(self, *args, **kwargs)
@@ -81,7 +81,7 @@ def _add_request(add_request: Callable[..., str]) -> Callable[..., str]:
 
 
 def _step(step: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
-    def step_with_cache(self: Any, *args: Any, **kwargs: Any) -> list[Any]:  # noqa: ANN401
+    def step_with_cache(self: Any, *args: Any, **kwargs: Any) -> list[Any]:
         batch = _batch(self)
         if batch is None:
             return step(self, *args, **kwargs)
@@ -100,7 +100,7 @@ def _step(step: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
 
 
 def _has_unfinished_requests(ask: Callable[..., bool]) -> Callable[..., bool]:
-    def has_unfinished_with_cache(self: Any, *args: Any, **kwargs: Any) -> bool:  # noqa: ANN401
+    def has_unfinished_with_cache(self: Any, *args: Any, **kwargs: Any) -> bool:
         # Always asked: with data parallelism all ranks have to.
         unfinished = ask(self, *args, **kwargs)
         batch = _batch(self)
@@ -110,7 +110,7 @@ def _has_unfinished_requests(ask: Callable[..., bool]) -> Callable[..., bool]:
 
 
 def _get_num_unfinished_requests(count: Callable[..., int]) -> Callable[..., int]:
-    def count_with_cache(self: Any, *args: Any, **kwargs: Any) -> int:  # noqa: ANN401
+    def count_with_cache(self: Any, *args: Any, **kwargs: Any) -> int:
         batch = _batch(self)
         return count(self, *args, **kwargs) + (0 if batch is None else len(batch))
 
@@ -120,7 +120,7 @@ def _get_num_unfinished_requests(count: Callable[..., int]) -> Callable[..., int
 def _abort_request(abort: Callable[..., None]) -> Callable[..., None]:
     signature = inspect.signature(abort)
 
-    def abort_with_cache(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+    def abort_with_cache(self: Any, *args: Any, **kwargs: Any) -> None:
         batch = _batch(self)
         if batch is None:
             return abort(self, *args, **kwargs)

@@ -39,7 +39,7 @@ def install() -> None:
     wrap(OnlineRenderer, "preprocess_cmpl", _online_completion)
 
 
-def _adapter(owner: Any) -> EngineAdapter | None:  # noqa: ANN401
+def _adapter(owner: Any) -> EngineAdapter | None:
     """Return the adapter of whoever renders; None without the cache."""
     return getattr(owner.renderer, ATTRIBUTE, None)
 
@@ -48,7 +48,7 @@ def _online_chat(render: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.signature(render)
 
     # Chat, batches of chats, Responses and Anthropic messages all end here.
-    async def render_annotated(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    async def render_annotated(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = await render(self, *args, **kwargs)
         adapter = _adapter(self)
         if adapter is not None:
@@ -75,7 +75,7 @@ def _online_chat(render: Callable[..., Any]) -> Callable[..., Any]:
 def _online_completion(render: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.signature(render)
 
-    async def render_annotated(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    async def render_annotated(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = await render(self, *args, **kwargs)
         adapter = _adapter(self)
         if adapter is not None:
@@ -93,7 +93,7 @@ def _online_completion(render: Callable[..., Any]) -> Callable[..., Any]:
 def _offline_chat(render: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.signature(render)
 
-    def render_annotated(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def render_annotated(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = render(self, *args, **kwargs)
         adapter = _adapter(self)
         if adapter is not None:
@@ -116,7 +116,7 @@ def _offline_chat(render: Callable[..., Any]) -> Callable[..., Any]:
 def _offline_completion(render: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.signature(render)
 
-    def render_annotated(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def render_annotated(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = render(self, *args, **kwargs)
         adapter = _adapter(self)
         if adapter is not None:
@@ -203,7 +203,7 @@ def _annotation(
     return Annotation(protocol, texts, why_exact, has_tools, str(canonical(kept)))
 
 
-def _tokenization_of(request: Any, model_config: Any) -> dict[str, object]:  # noqa: ANN401
+def _tokenization_of(request: Any, model_config: Any) -> dict[str, object]:
     """Return what decides about the tokens of an online request."""
     params = request.build_tok_params(model_config)
     names = (*_RESHAPING, "truncation_side", "add_special_tokens")

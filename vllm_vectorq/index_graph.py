@@ -45,7 +45,7 @@ class Graph:
         size = hnsw.ntotal * hnsw.d
         # The graph keeps its own copy of the vectors; a second one would double what
         # an entry costs.
-        flat: Vector = faiss.rev_swig_ptr(storage.get_xb(), size)
+        flat: Vector = faiss.rev_swig_ptr(storage.get_xb(), size)  # type: ignore[attr-defined]
         self.vectors = flat.reshape(hnsw.ntotal, hnsw.d)
         self.vectors.flags.writeable = False
 
@@ -68,7 +68,7 @@ class Graph:
         hnsw = faiss.clone_index(self._hnsw)
         with _one_thread():
             hnsw.add(np.ascontiguousarray(vectors))
-        return Graph(hnsw)
+        return Graph(hnsw)  # type: ignore[arg-type]
 
     @classmethod
     def read(cls, path: Path) -> Graph:
@@ -108,8 +108,8 @@ class Graph:
         """Bytes of vectors and links."""
         links = self._hnsw.hnsw
         sizes: tuple[int, ...] = (
-            4 * links.neighbors.size(),
-            8 * links.offsets.size(),
+            4 * links.neighbors.size(),  # type: ignore[attr-defined]
+            8 * links.offsets.size(),  # type: ignore[attr-defined]
             4 * links.levels.size(),
         )
         return self.vectors.nbytes + sum(sizes)

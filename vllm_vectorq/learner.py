@@ -141,9 +141,7 @@ class Learner:
             return None
         self._metrics.explored("right" if verdict.equivalent else "wrong")
         self._served_errors.label(verdict.equivalent, decision.propensity)
-        if self._quota.admit(
-            request.principal, candidate.entry_id, verdict.equivalent
-        ):
+        if self._quota.admit(request.principal, candidate.entry_id, verdict.equivalent):
             candidate.partition.policy.observe(
                 candidate.entry_id,
                 decision.features,

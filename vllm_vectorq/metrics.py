@@ -28,7 +28,10 @@ class CacheMetrics:
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         def histogram(name: str, text: str) -> Histogram:
             return Histogram(
-                f"vllm:vectorq_{name}_seconds", text, buckets=_SECONDS, registry=registry
+                f"vllm:vectorq_{name}_seconds",
+                text,
+                buckets=_SECONDS,
+                registry=registry,
             )
 
         def counter(name: str, text: str, *labels: str) -> Counter:

@@ -82,7 +82,7 @@ class OfflineBatch:
         """Whether answers are there without a step of the engine."""
         return bool(self._ready)
 
-    def add(self, planned: Planned, to: Recipient, submit: Submit) -> Any:  # noqa: ANN401
+    def add(self, planned: Planned, to: Recipient, submit: Submit) -> Any:
         """Answer a request, hold it back, or submit it to the engine.
 
         Args:
@@ -109,8 +109,8 @@ class OfflineBatch:
         planned: Planned,
         to: Recipient,
         submit: Submit,
-        ticket: Any,  # noqa: ANN401
-    ) -> Any:  # noqa: ANN401
+        ticket: Any,
+    ) -> Any:
         try:
             handle = submit()
         except BaseException:

@@ -12,7 +12,7 @@ learned state is replaced as a whole, never changed in place.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -68,7 +68,7 @@ class Decision:
     candidate: int | None
     probability: float
     propensity: float
-    features: Vector = NO_FEATURES
+    features: Vector = field(default_factory=lambda: NO_FEATURES)
 
 
 NOTHING_NEAR = Decision(serve=False, candidate=None, probability=0.0, propensity=1.0)

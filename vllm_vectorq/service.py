@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from logging import Logger
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .cache import SemanticCache
 from .config import ConfigError, VectorQConfig
@@ -26,13 +27,31 @@ from .learner import Learner
 from .metrics import CacheMetrics
 from .policy import Policy
 from .policy_static import ExactPolicy, StaticPolicy
-from .policy_suite import SuitePolicy
 from .policy_vcache import VCachePolicy
 from .policy_vectorq_v1 import VectorQV1Policy
 from .store import Store, open_store
 from .store_writer import StoreWriter
 from .upkeep import Upkeep
 from .working_set import WorkingSet
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+
+def cache_for(vllm_config: VllmConfig) -> SemanticCache | None:
+    """Return the cache that a server was configured to have; None for none.
+
+    Raises:
+        ValueError: An option cannot be used.
+        StoreError: The store cannot be opened.
+    """
+    from vllm.logger import init_logger
+
+    config = VectorQConfig.from_additional_config(vllm_config.additional_config)
+    if not config.enabled:
+        return None
+    logger = init_logger("vllm.plugins.vectorq")
+    return Service(config, vllm_config.model_config.model, logger).cache
 
 
 class Service:
@@ -46,9 +65,7 @@ class Service:
         upkeep: Expiry, eviction, gauges.
     """
 
-    def __init__(
-        self, config: VectorQConfig, model_name: str, logger: Logger
-    ) -> None:
+    def __init__(self, config: VectorQConfig, model_name: str, logger: Logger) -> None:
         """Open the store, load what it holds, and start the background threads.
 
         Args:
@@ -117,7 +134,6 @@ class Service:
 def policy_factory(config: VectorQConfig) -> Callable[[], Policy]:
     """Return what makes the policy of a new partition."""
     factories: dict[str, Callable[[], Policy]] = {
-        "suite": partial(SuitePolicy, hit_delta=config.hit_delta, audit=config.audit),
         "vcache": partial(VCachePolicy, hit_floor=1.0 - config.hit_delta),
         "vectorq_v1": VectorQV1Policy,
         "static": partial(StaticPolicy, config.static_threshold),

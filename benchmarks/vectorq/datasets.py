@@ -40,7 +40,7 @@ class LabelledSet:
 
 
 def data_dir() -> Path:
-    """Folder with the public data sets: ``$SUITE_DATA_DIR``, else beside the project."""
+    """Folder with the public data: ``$SUITE_DATA_DIR``, else beside the project."""
     root = Path(__file__).resolve().parents[2]
     return Path(os.environ.get("SUITE_DATA_DIR", root.parent / "shared" / "data"))
 

@@ -2,8 +2,8 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
 """Semantic response cache for vLLM with a learned threshold per entry.
 
-This version holds the package only: it installs beside vLLM, changes nothing, and
-refuses to start a server that asks for it with
+This version holds the parts of the cache but does not join them: it installs beside
+vLLM, changes nothing, and refuses to start a server that asks for it with
 ``--additional-config.vectorq.enabled true``. Every vLLM process imports this
 module, hence it uses the standard library only.
 """

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,7 @@ from .partition_state import PartitionState
 from .policy import NOTHING_NEAR, Decision, Evidence
 from .record import Vector
 from .request import Answer, CacheRequest, Hit, Stage
+from .tightening import tightest
 from .working_set import WorkingSet
 
 Outcome = tuple[Hit | None, "Ticket | None"]
@@ -99,7 +101,7 @@ class SemanticCache:
             entry = self.working_set.entries.exact(request.exact_key)
             if entry is None or not self._fresh(entry, request):
                 return None
-            return self._hit(entry, request, "exact", 1.0, 1.0)
+            return self._hit(entry, "exact", 1.0, 1.0)
         except Exception as error:
             self.faults.report("lookup", error)
             return None
@@ -115,16 +117,10 @@ class SemanticCache:
             return hit, None
         vector = None
         if self.embedding is not None and request.text is not None:
-            started = time.perf_counter()
-            try:
+            with self._timed_embedding():
                 vector = await self.embedding.embed(
                     request.text, self.config.embedding_deadline_s
                 )
-            except EmbeddingRefused as reason:
-                self.metrics.no_embedding(type(reason).__name__)
-            except Exception as error:
-                self.faults.report("embedding", error)
-            self.metrics.embedding_seconds.observe(time.perf_counter() - started)
         return self._semantic(request, vector)
 
     def lookup_sync(self, request: CacheRequest) -> Outcome:
@@ -134,52 +130,59 @@ class SemanticCache:
             return hit, None
         vector = None
         if self.embedding is not None and request.text is not None:
-            started = time.perf_counter()
-            try:
+            with self._timed_embedding():
                 vector = self.embedding.submit(request.text).result()
-            except EmbeddingRefused as reason:
-                self.metrics.no_embedding(type(reason).__name__)
-            except Exception as error:
-                self.faults.report("embedding", error)
-            self.metrics.embedding_seconds.observe(time.perf_counter() - started)
         return self._semantic(request, vector)
+
+    @contextmanager
+    def _timed_embedding(self) -> Iterator[None]:
+        """Time the embedding; without one the request goes on."""
+        started = time.perf_counter()
+        try:
+            yield
+        except EmbeddingRefused as reason:
+            self.metrics.no_embedding(type(reason).__name__)
+        except Exception as error:
+            self.faults.report("embedding", error)
+        self.metrics.embedding_seconds.observe(time.perf_counter() - started)
 
     def _semantic(self, request: CacheRequest, vector: Vector | None) -> Outcome:
         ticket = Ticket(request, vector)
-        if vector is None:
-            self._count_miss()
-            return None, ticket
         try:
-            return self._decide(request, vector, ticket)
+            hit = None if vector is None else self._decide(request, vector, ticket)
         except Exception as error:
             self.faults.report("decide", error)
             return None, ticket
+        if hit is not None:
+            return hit, None
+        self.metrics.miss()
+        self.served_errors.request(hit=False)
+        return None, ticket
 
-    def _decide(self, request: CacheRequest, vector: Vector, ticket: Ticket) -> Outcome:
+    def _decide(
+        self, request: CacheRequest, vector: Vector, ticket: Ticket
+    ) -> Hit | None:
+        """Ask the policy; what it said goes into the ticket."""
         state = self.working_set.partition(request.partition.digest)
         if state is None or state.index is None or len(state.index) == 0:
             ticket.decision = NOTHING_NEAR
-            self._count_miss()
-            return None, ticket
+            return None
         started = time.perf_counter()
         evidence, entries = self.evidence(state, request, vector)
         searched = time.perf_counter()
-        delta = min(self.config.delta, request.delta or self.config.delta)
+        delta = tightest(self.config.delta, request.delta) or self.config.delta
         decision = state.policy.decide(evidence, delta, self._uniform())
         self.metrics.search_seconds.observe(searched - started)
         self.metrics.decide_seconds.observe(time.perf_counter() - searched)
         ticket.decision = decision
         if decision.candidate is None:
-            self._count_miss()
-            return None, ticket
+            return None
         entry = entries[decision.candidate]
         ticket.candidate = entry
         if not decision.serve or not self.learner.may_serve(entry, request):
-            self._count_miss()
-            return None, ticket
+            return None
         similarity = float(evidence.similarities[decision.candidate])
-        hit = self._hit(entry, request, "semantic", similarity, decision.probability)
-        return hit, None
+        return self._hit(entry, "semantic", similarity, decision.probability)
 
     def evidence(
         self, state: PartitionState, request: CacheRequest, vector: Vector
@@ -227,12 +230,7 @@ class SemanticCache:
         return request.ttl_s is None or now_s - entry.created_s <= request.ttl_s
 
     def _hit(
-        self,
-        entry: Entry,
-        request: CacheRequest,
-        stage: Stage,
-        similarity: float,
-        probability: float,
+        self, entry: Entry, stage: Stage, similarity: float, probability: float
     ) -> Hit:
         now_s = self._clock()
         entry.hits += 1
@@ -247,10 +245,6 @@ class SemanticCache:
             probability=probability,
             age_s=max(now_s - entry.created_s, 0.0),
         )
-
-    def _count_miss(self) -> None:
-        self.metrics.miss()
-        self.served_errors.request(hit=False)
 
     # -- learn -----------------------------------------------------------------
 

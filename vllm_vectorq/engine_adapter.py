@@ -9,7 +9,7 @@ says. It raises nothing of its own; a fault of ours is a miss.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -195,6 +195,16 @@ class EngineAdapter:
             self.cache.fault("lookup", error)
             return None, None
         return (hit, ticket) if hit is None or planned.fits(hit) else (None, None)
+
+    def collected(
+        self, collect: Callable[[Any], Answer | None], output: Any
+    ) -> Answer | None:
+        """Have an output of a miss taken note of; the answer if it completes one."""
+        try:
+            return collect(output)
+        except Exception as error:
+            self.cache.fault("collect", error)
+            return None
 
     def conclude(self, ticket: Any, answer: Answer | None) -> None:
         """Hand over the answer to a miss; None when it cannot be kept."""

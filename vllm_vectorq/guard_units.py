@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from .guard_names import CURRENCIES, SYMBOLS
+from .guard_words import words
 
 _DAY_S = 86_400.0
 _YEAR_S = 365.2425 * _DAY_S
@@ -110,30 +111,7 @@ UNITS: dict[str, tuple[str, float]] = {
     for name, currency in table.items()
 }
 # Letters and short words that are units only when glued to digits.
-GLUED_ONLY = frozenset(
-    [
-        "a",
-        "b",
-        "c",
-        "d",
-        "f",
-        "h",
-        "j",
-        "p",
-        "s",
-        "v",
-        "w",
-        "x",
-        "y",
-        "in",
-        "pa",
-        "pc",
-        "mo",
-        "yo",
-        "gr",
-        "bp",
-    ]
-)
+GLUED_ONLY = words("a b c d f h j p s v w x y in pa pc mo yo gr bp")
 
 MULTIPLIERS = {
     "k": 1e3,

@@ -100,7 +100,6 @@ NEGATED_FORMS = {
 
 ONLY = words("only solely exclusively")
 ALL = words("all every each everything everyone everybody entire whole")
-SOME = words("some few several one single")
 EXCEPT = words("except excluding excepting")
 # Adjectives that change which rule applies when they are added or dropped.
 RESTRICTIVE = words(

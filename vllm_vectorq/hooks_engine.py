@@ -115,7 +115,7 @@ async def _answers(
         collector = AnswerCollector(to.params)
         stream = start()
         async for output in stream:
-            answer = _collected(adapter, collector, output)
+            answer = adapter.collected(collector.add, output)
             if output.finished:
                 # Before it is handed over: nobody has to read on after the last one.
                 adapter.conclude(ticket, answer)
@@ -140,16 +140,4 @@ def _replayed(
         return chain([next(outputs)], outputs)
     except Exception as error:
         adapter.cache.fault("replay", error)
-        return None
-
-
-def _collected(
-    adapter: EngineAdapter,
-    collector: AnswerCollector,
-    output: Any,
-) -> Answer | None:
-    try:
-        return collector.add(output)
-    except Exception as error:
-        adapter.cache.fault("collect", error)
         return None

@@ -39,96 +39,73 @@ def install() -> None:
     wrap(OnlineRenderer, "preprocess_cmpl", _online_completion)
 
 
-def _adapter(owner: Any) -> EngineAdapter | None:
-    """Return the adapter of whoever renders; None without the cache."""
-    return getattr(owner.renderer, ATTRIBUTE, None)
+# Given who renders, the call's arguments and its result, annotates the prompts in it.
+Annotate = Callable[[Any, Mapping[str, Any], Any], None]
 
 
-def _online_chat(render: Callable[..., Any]) -> Callable[..., Any]:
-    signature = inspect.signature(render)
+def _annotating(annotate: Annotate) -> Callable[[Callable[..., Any]], Any]:
+    """Make of it what wraps a renderer and annotates what that returns."""
 
-    # Chat, batches of chats, Responses and Anthropic messages all end here.
-    async def render_annotated(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = await render(self, *args, **kwargs)
-        adapter = _adapter(self)
-        if adapter is not None:
-            try:
-                request = signature.bind(self, *args, **kwargs).arguments["request"]
-                conversation, prompts = result
-                # Responses requests have a name of their own for the same fields.
-                responses = "Responses" in type(request).__name__
-                annotation = chat_annotation(
-                    conversation,
-                    protocol="responses" if responses else "chat",
-                    has_tools=bool(getattr(request, "tools", None)),
-                    tokenization=_tokenization_of(request, self.model_config),
-                )
-                for prompt in prompts:
-                    prompt[ANNOTATION_KEY] = annotation
-            except Exception as error:
-                adapter.cache.fault("annotate", error)
-        return result
+    def make(render: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(render)
 
-    return render_annotated
+        def noted(self: Any, args: Any, kwargs: Any, result: Any) -> Any:
+            adapter: EngineAdapter | None = getattr(self.renderer, ATTRIBUTE, None)
+            if adapter is not None:
+                try:
+                    given = signature.bind(self, *args, **kwargs).arguments
+                    annotate(self, given, result)
+                except Exception as error:
+                    adapter.cache.fault("annotate", error)
+            return result
 
+        async def render_async(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return noted(self, args, kwargs, await render(self, *args, **kwargs))
 
-def _online_completion(render: Callable[..., Any]) -> Callable[..., Any]:
-    signature = inspect.signature(render)
+        def render_now(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return noted(self, args, kwargs, render(self, *args, **kwargs))
 
-    async def render_annotated(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = await render(self, *args, **kwargs)
-        adapter = _adapter(self)
-        if adapter is not None:
-            try:
-                given = signature.bind(self, *args, **kwargs).arguments
-                how = _tokenization_of(given["request"], self.model_config)
-                _annotate_completions(result, given["prompts"], how)
-            except Exception as error:
-                adapter.cache.fault("annotate", error)
-        return result
+        return render_async if inspect.iscoroutinefunction(render) else render_now
 
-    return render_annotated
+    return make
 
 
-def _offline_chat(render: Callable[..., Any]) -> Callable[..., Any]:
-    signature = inspect.signature(render)
-
-    def render_annotated(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = render(self, *args, **kwargs)
-        adapter = _adapter(self)
-        if adapter is not None:
-            try:
-                given = signature.bind(self, *args, **kwargs).arguments
-                how = given.get("tokenization_kwargs") or {}
-                for messages, prompt in zip(
-                    given["conversations"], result, strict=True
-                ):
-                    prompt[ANNOTATION_KEY] = chat_annotation(
-                        messages, "chat", bool(given.get("tools")), how
-                    )
-            except Exception as error:
-                adapter.cache.fault("annotate", error)
-        return result
-
-    return render_annotated
+# Chat, batches of chats, Responses and Anthropic messages all end here.
+@_annotating
+def _online_chat(owner: Any, given: Mapping[str, Any], result: Any) -> None:
+    request = given["request"]
+    conversation, prompts = result
+    # Responses requests have a name of their own for the same fields.
+    responses = "Responses" in type(request).__name__
+    annotation = chat_annotation(
+        conversation,
+        protocol="responses" if responses else "chat",
+        has_tools=bool(getattr(request, "tools", None)),
+        tokenization=_tokenization_of(request, owner.model_config),
+    )
+    for prompt in prompts:
+        prompt[ANNOTATION_KEY] = annotation
 
 
-def _offline_completion(render: Callable[..., Any]) -> Callable[..., Any]:
-    signature = inspect.signature(render)
+@_annotating
+def _online_completion(owner: Any, given: Mapping[str, Any], result: Any) -> None:
+    how = _tokenization_of(given["request"], owner.model_config)
+    _annotate_completions(result, given["prompts"], how)
 
-    def render_annotated(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = render(self, *args, **kwargs)
-        adapter = _adapter(self)
-        if adapter is not None:
-            try:
-                given = signature.bind(self, *args, **kwargs).arguments
-                how = given.get("tokenization_kwargs") or {}
-                _annotate_completions(result, given["prompts"], how)
-            except Exception as error:
-                adapter.cache.fault("annotate", error)
-        return result
 
-    return render_annotated
+@_annotating
+def _offline_chat(owner: Any, given: Mapping[str, Any], result: Any) -> None:
+    how = given.get("tokenization_kwargs") or {}
+    for messages, prompt in zip(given["conversations"], result, strict=True):
+        prompt[ANNOTATION_KEY] = chat_annotation(
+            messages, "chat", bool(given.get("tools")), how
+        )
+
+
+@_annotating
+def _offline_completion(owner: Any, given: Mapping[str, Any], result: Any) -> None:
+    how = given.get("tokenization_kwargs") or {}
+    _annotate_completions(result, given["prompts"], how)
 
 
 def _annotate_completions(

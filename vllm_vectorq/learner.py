@@ -21,6 +21,7 @@ from .metrics import CacheMetrics
 from .partition_state import PartitionState
 from .record import Change, ObservationRecord, Vector, new_id
 from .request import Answer, CacheRequest
+from .tightening import tightest
 from .working_set import WorkingSet, store_form
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ class Learner:
         self, state: PartitionState, request: CacheRequest, answer: Answer
     ) -> Entry:
         now_s = self._clock()
-        lifetime_s = min(self._config.ttl_s, request.ttl_s or self._config.ttl_s)
+        longest_s = self._config.ttl_s
+        lifetime_s = tightest(longest_s, request.ttl_s) or longest_s
         return Entry(
             entry_id=new_id(),
             partition=state,

@@ -150,11 +150,7 @@ class OfflineBatch:
             leader = self._leading.get(output.request_id)
             if leader is None:
                 continue
-            answer = None
-            try:
-                answer = leader.collector.add(output)
-            except Exception as error:
-                self.adapter.cache.fault("collect", error)
+            answer = self.adapter.collected(leader.collector.add, output)
             if output.finished:
                 self.adapter.conclude(leader.ticket, answer)
                 self._end(output.request_id, answer)

@@ -19,13 +19,12 @@ entry whose answer has become wrong is found out.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from .policy import NOTHING_NEAR, Decision, Evidence
+from .policy_entries import EntryPolicy
 from .policy_static import nearest_allowed
 from .record import Vector
 from .sigmoid_posterior import (
@@ -67,7 +66,7 @@ class _Learned:
     bounds: bytes
 
 
-class VCachePolicy:
+class VCachePolicy(EntryPolicy[_Learned]):
     """Serves the nearest entry as often as its own labels and the budget allow.
 
     ``Decision.probability`` is the lower bound, not a best guess. Labels must be of
@@ -86,7 +85,6 @@ class VCachePolicy:
     """
 
     name = "vcache"
-    inserts_equivalent = False
 
     def __init__(
         self,
@@ -95,6 +93,7 @@ class VCachePolicy:
         min_exploration: float = 0.01,
     ) -> None:
         """See the class docstring."""
+        super().__init__()
         for option, value in (
             ("hit_floor", hit_floor),
             ("min_exploration", min_exploration),
@@ -112,13 +111,6 @@ class VCachePolicy:
         self.hit_floor = hit_floor
         self.min_labels = min_labels
         self.min_exploration = min_exploration
-        self._learned: dict[int, _Learned] = {}
-        self._lock = threading.Lock()
-
-    @property
-    def num_known(self) -> int:
-        """Number of entries with labels."""
-        return len(self._learned)
 
     def decide(self, evidence: Evidence, delta: float, uniform: float) -> Decision:
         """Explore with probability tau, for certain below the floor."""
@@ -158,12 +150,3 @@ class VCachePolicy:
             weights = posterior(np.frombuffer(labels, dtype="<u2"))
             bounds = pack(lower_bound(exceedance(weights)))
             self._learned[entry_id] = _Learned(labels, bounds)
-
-    def learn(self, vector: Vector, class_id: int) -> None:
-        """Answer classes are not used."""
-
-    def forget(self, entry_ids: Sequence[int]) -> None:
-        """Drop the labels of entries that are gone."""
-        with self._lock:
-            for entry_id in entry_ids:
-                self._learned.pop(entry_id, None)

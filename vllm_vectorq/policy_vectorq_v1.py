@@ -19,14 +19,13 @@ here keeps an error budget.
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .policy import NOTHING_NEAR, Decision, Evidence
+from .policy_entries import EntryPolicy
 from .policy_static import nearest_allowed
 from .record import Vector
 
@@ -85,7 +84,7 @@ def _log_sigmoid(odds: Floats) -> Floats:
     return -np.logaddexp(np.float32(0.0), -odds)
 
 
-class VectorQV1Policy:
+class VectorQV1Policy(EntryPolicy[Region]):
     """Serves above an entry's uncertain region and by chance within it.
 
     Args:
@@ -100,7 +99,6 @@ class VectorQV1Policy:
     """
 
     name = "vectorq_v1"
-    inserts_equivalent = False
 
     def __init__(
         self,
@@ -110,6 +108,7 @@ class VectorQV1Policy:
         min_labels: int = 2,
     ) -> None:
         """See the class docstring."""
+        super().__init__()
         if not 0.0 <= accuracy_target <= 1.0:
             raise ValueError(
                 f"vectorq_v1 policy: asked for accuracy_target {accuracy_target!r}, "
@@ -129,13 +128,6 @@ class VectorQV1Policy:
         self.random_upper_bound = random_upper_bound
         self.slope = slope
         self.min_labels = min_labels
-        self._regions: dict[int, Region] = {}
-        self._lock = threading.Lock()
-
-    @property
-    def num_known(self) -> int:
-        """Number of entries with labels."""
-        return len(self._regions)
 
     def decide(self, evidence: Evidence, delta: float, uniform: float) -> Decision:
         """Serve above the region, ask below it, draw within; ``delta`` is not used."""
@@ -144,7 +136,7 @@ class VectorQV1Policy:
             return NOTHING_NEAR
         features = evidence.similarities[index : index + 1].copy()
         similarity = float(features[0])
-        region = self._regions.get(int(evidence.entry_ids[index]))
+        region = self._learned.get(int(evidence.entry_ids[index]))
         if (
             region is None
             or region.labels < self.min_labels
@@ -174,16 +166,7 @@ class VectorQV1Policy:
         if features.shape != (1,) or not math.isfinite(features[0]):
             return
         with self._lock:
-            region = self._regions.get(entry_id, UNKNOWN)
-            self._regions[entry_id] = region.with_label(
+            region = self._learned.get(entry_id, UNKNOWN)
+            self._learned[entry_id] = region.with_label(
                 float(features[0]), label, self.slope
             )
-
-    def learn(self, vector: Vector, class_id: int) -> None:
-        """Answer classes are not used."""
-
-    def forget(self, entry_ids: Sequence[int]) -> None:
-        """Drop the regions of entries that are gone."""
-        with self._lock:
-            for entry_id in entry_ids:
-                self._regions.pop(entry_id, None)

@@ -13,10 +13,18 @@ from numpy.typing import NDArray
 
 Vector = NDArray[np.float32]
 
+_RANDOM_BITS = 22
+_LARGEST = (1 << 63) - 1
+
 
 def new_id() -> int:
     """A positive 63-bit id that sorts by time and needs no coordination."""
-    return (int(time.time() * 1000) << 22) | secrets.randbits(22)
+    return first_id_at(time.time()) | secrets.randbits(_RANDOM_BITS)
+
+
+def first_id_at(time_s: float) -> int:
+    """The smallest id that :func:`new_id` gives at a time."""
+    return max(-_LARGEST - 1, min(int(time_s * 1000) << _RANDOM_BITS, _LARGEST))
 
 
 @dataclass(frozen=True, slots=True)

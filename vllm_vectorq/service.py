@@ -84,7 +84,9 @@ class Service:
         model = _embedding_model(config)
         fingerprint = model.fingerprint if model is not None else ""
         self.store: Store = open_store(store_url(config, model_name, fingerprint))
-        pool = _pool(model) if model is not None else None
+        pool = None
+        if model is not None:
+            pool = EmbeddingPool(model, accepts=model.fits)
         self.writer = StoreWriter(self.store, logger)
         working_set = WorkingSet(
             dimensions=model.dimensions if model is not None else 0,
@@ -168,10 +170,6 @@ def _embedding_model(config: VectorQConfig) -> EmbeddingModel | None:
             "needs neither."
         ) from error
     return model
-
-
-def _pool(model: EmbeddingModel) -> EmbeddingPool:
-    return EmbeddingPool(model, accepts=model.fits)
 
 
 def _judge(config: VectorQConfig, model: EmbeddingModel | None) -> Judge:

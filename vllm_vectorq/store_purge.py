@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from .record import Change, ObservationRecord
+from .record import Change, ObservationRecord, first_id_at
 from .store import PURGE_ROWS
 from .store_tables import Execute
 
@@ -126,8 +126,3 @@ class Sweep:
         if abandoned < PURGE_ROWS:
             self._after_partition = piece[1] if last else b""
         return abandoned + empty
-
-
-def first_id_at(time_s: float) -> int:
-    """The smallest id that :func:`~vllm_vectorq.record.new_id` gives at a time."""
-    return max(_FIRST_ID, min(int(time_s * 1000) << 22, _LAST_ID))

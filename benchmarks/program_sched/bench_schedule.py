@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from benchmarks.program_sched import environment
+from benchmarks import environment
 from benchmarks.program_sched.scheduler_harness import (
     PROGRAM_SCHEDULER,
     SchedulerHarness,

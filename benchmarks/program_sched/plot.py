@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import figures
 from benchmarks.program_sched.policies import POLICIES
 from benchmarks.program_sched.report import Cell, arrivals
 
@@ -30,7 +31,6 @@ def plot_latency_cdf(cells: Sequence[Cell], path: Path) -> list[Path]:
     import matplotlib as mpl
 
     mpl.use("Agg")
-    mpl.rcParams["svg.hashsalt"] = "vllm-program-suite"  # the same ids every time
     import matplotlib.pyplot as plt
 
     loads = sorted({cell.load for cell in cells})
@@ -58,14 +58,7 @@ def plot_latency_cdf(cells: Sequence[Cell], path: Path) -> list[Path]:
         axis.grid(visible=True, which="both", alpha=0.25)
         axis.legend(loc="lower right", fontsize=8)
     axes[0][0].set_ylabel("share of programs finished")
-    figure.tight_layout()
-    files = [path.with_suffix(".png"), path.with_suffix(".svg")]
-    for file in files:
-        # Without the date, equal rows give equal files.
-        date = {"Date": None} if file.suffix == ".svg" else None
-        figure.savefig(file, dpi=150, metadata=date)
-    plt.close(figure)
-    return files
+    return figures.save(figure, path)
 
 
 def _latencies_s(

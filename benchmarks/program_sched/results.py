@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.program_sched import environment
+from benchmarks import environment
 from benchmarks.program_sched.report import Cell, summarize
 
 

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.program_sched import environment
+from benchmarks import environment
 from vllm_vectorq.embedding_model import EmbeddingModel
 from vllm_vectorq.judge import ChainJudge, EqualityJudge, Judge
 from vllm_vectorq.judge_embedding import EmbeddingJudge, Thresholds, differ_in_words

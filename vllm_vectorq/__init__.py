@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
-"""Semantic response cache for vLLM with a learned threshold per entry.
+"""Semantic response cache for vLLM that keeps a stated error budget.
 
-This version holds the parts of the cache but does not join them: it installs beside
-vLLM, changes nothing, and refuses to start a server that asks for it with
-``--additional-config.vectorq.enabled true``. Every vLLM process imports this
-module, hence it uses the standard library only.
+Installed, it changes nothing. ``--additional-config.vectorq.enabled true`` switches it
+on. Every vLLM process imports this module, hence it uses the standard library only.
 """
 
 __version__ = "0.1.0"
@@ -17,7 +15,16 @@ def register() -> None:
 
     vLLM calls this in every process, possibly more than once.
     """
+    from vllm_vectorq.activation import check_vllm_version
     from vllm_vectorq.compat import check_before_start
-    from vllm_vectorq.config import refuse_if_asked
+    from vllm_vectorq.config import KEY, check_options
 
-    check_before_start(refuse_if_asked)
+    def prepare(additional_config: object) -> None:
+        """Get ready for an engine that is about to be configured."""
+        if check_options(additional_config):
+            from vllm_vectorq.hooks import install
+
+            check_vllm_version(KEY)
+            install()
+
+    check_before_start(prepare)

@@ -12,9 +12,8 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-
-import numpy as np
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from . import guards
 from .config import VectorQConfig
@@ -22,13 +21,17 @@ from .embedding import EmbeddingPool
 from .embedding_request import EmbeddingRefused
 from .entries import Entry
 from .error_estimate import ServedErrorEstimator
+from .explanation import explain
 from .faults import Faults
+from .judge import Verdict
 from .learner import Learner
+from .lexical_evidence import lexical_evidence
 from .metrics import CacheMetrics
 from .partition_state import PartitionState
 from .policy import NOTHING_NEAR, Decision, Evidence
 from .record import Vector
 from .request import Answer, CacheRequest, Hit, Stage
+from .served_hits import ServedHits
 from .tightening import tightest
 from .working_set import WorkingSet
 
@@ -65,6 +68,7 @@ class SemanticCache:
         faults: Where to report faults of ours.
         secret: Key for hashing callers.
         served_errors: Running estimate of the errors served.
+        on_close: Called by :meth:`close`.
         clock: Unix time in seconds.
         uniform: Random numbers in [0, 1) for exploration.
     """
@@ -79,6 +83,7 @@ class SemanticCache:
         faults: Faults,
         secret: bytes,
         served_errors: ServedErrorEstimator,
+        on_close: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
         uniform: Callable[[], float] = random.random,
     ) -> None:
@@ -90,6 +95,8 @@ class SemanticCache:
         self.faults = faults
         self.secret = secret
         self.served_errors = served_errors
+        self.served = ServedHits()
+        self._on_close = on_close
         self._clock = clock
         self._uniform = uniform
 
@@ -99,7 +106,7 @@ class SemanticCache:
         """The stored answer to the same request; microseconds, in memory."""
         try:
             entry = self.working_set.entries.exact(request.exact_key)
-            if entry is None or not self._fresh(entry, request):
+            if entry is None or not self.fresh(entry, request):
                 return None
             return self._hit(entry, "exact", 1.0, 1.0)
         except Exception as error:
@@ -182,6 +189,7 @@ class SemanticCache:
         if not decision.serve or not self.learner.may_serve(entry, request):
             return None
         similarity = float(evidence.similarities[decision.candidate])
+        self.served.note(entry.entry_id, request.principal, decision)
         return self._hit(entry, "semantic", similarity, decision.probability)
 
     def evidence(
@@ -194,21 +202,13 @@ class SemanticCache:
         kept: list[int] = []
         for place, entry_id in enumerate(near.entry_ids.tolist()):
             entry = self.working_set.entries.get(entry_id)
-            if entry is not None and self._fresh(entry, request):
+            if entry is not None and self.fresh(entry, request):
                 entries.append(entry)
                 kept.append(place)
-        conflicts = np.zeros(len(entries), dtype=np.bool_)
-        lexical = np.zeros(len(entries), dtype=np.float32)
-        if self.config.guards and entries:
-            signature = guards.signature(request.text)
-            for place, entry in enumerate(entries):
-                if entry.signature is None:
-                    conflicts[place] = True
-                    continue
-                conflicts[place] = (
-                    guards.conflict(signature, entry.signature) is not None
-                )
-                lexical[place] = guards.agreement(signature, entry.signature)
+        signature = guards.signature(request.text) if self.config.guards else None
+        conflicts, lexical = lexical_evidence(
+            signature, [entry.signature for entry in entries]
+        )
         return (
             Evidence(
                 vector=vector,
@@ -223,7 +223,8 @@ class SemanticCache:
             entries,
         )
 
-    def _fresh(self, entry: Entry, request: CacheRequest) -> bool:
+    def fresh(self, entry: Entry, request: CacheRequest) -> bool:
+        """Whether an entry is young enough for a request."""
         now_s = self._clock()
         if now_s >= entry.expires_s:
             return False
@@ -265,9 +266,77 @@ class SemanticCache:
         """A miss ended without a complete answer; nothing is kept."""
         ticket.open = False
 
+    def feedback(
+        self, entry_id: int, right: bool, principal: bytes | None, tenant: str
+    ) -> bool | None:
+        """Take a user's word on an answer that was served.
+
+        An answer that was wrong for the very question it was given to is dropped.
+
+        Args:
+            entry_id: As the response's header named it.
+            right: Whether the answer was right.
+            principal: Who says so, hashed.
+            tenant: Whose answers they may see, hashed.
+
+        Returns:
+            Whether something was learned; None for an entry that is unknown to them.
+        """
+        entry = self.working_set.entries.get(entry_id)
+        if entry is None or entry.partition.facts.get("tenant", "") != tenant:
+            return None
+        decision = self.served.take(entry_id, principal)
+        if decision is not None:
+            verdict = Verdict(right, 1.0, "feedback")
+            return self.learner.teach(entry, decision, verdict, principal)
+        if not right and entry.principal == principal:
+            self.working_set.remove([entry_id], "feedback")
+            return True
+        return False
+
+    # -- look after ------------------------------------------------------------
+
     def invalidate(self, **facts: str) -> int:
         """Drop the entries of every partition with these facts; return how many."""
         return self.working_set.invalidate(facts)
+
+    def invalidate_prefix(self, prefix: str, **facts: str) -> int:
+        """The same for entries whose text begins so."""
+        return self.working_set.invalidate(facts, prefix)
+
+    def stats(self) -> dict[str, Any]:
+        """What an operator wants to know at a glance."""
+        estimate = self.served_errors.estimate()
+        entries = self.working_set.entries
+        return {
+            "config": self.config.as_dict(),
+            "entries": len(entries),
+            "partitions": len(self.working_set.partitions()),
+            "bytes": entries.size_bytes,
+            "error": asdict(estimate),
+            "budget": {
+                "per_request": self.config.delta,
+                "per_hit": self.config.hit_delta,
+            },
+            "judges": self.learner.judge_stats(),
+            "faults": self.faults.counts(),
+        }
+
+    async def explain(self, request: CacheRequest) -> dict[str, Any]:
+        """Say what would be served for a request, and why; changes nothing."""
+        vector = None
+        if self.embedding is not None and request.text is not None:
+            try:
+                vector = await self.embedding.embed(
+                    request.text, self.config.embedding_deadline_s
+                )
+            except EmbeddingRefused as reason:
+                return {"served": False, "why": f"no embedding: {reason}"}
+        return explain(self, request, vector)
+
+    def close(self) -> None:
+        """Stop; what was learned is in the store afterwards."""
+        self._on_close()
 
     def fault(self, where: str, error: BaseException) -> None:
         """Count a fault of ours, log it once per place."""

@@ -19,6 +19,9 @@ class Metrics(Protocol):
     def hit(self, stage: str) -> None:
         """Count a hit."""
 
+    def register(self) -> None:
+        """Show the counters on ``/metrics``."""
+
 
 class Cache(Protocol):
     """A cache; a fault inside of it is a miss.

@@ -15,6 +15,7 @@ wrappers when vLLM offers a hook between its handlers and its engine.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, wraps
@@ -192,6 +193,32 @@ def model_facts(vllm_config: VllmConfig) -> ModelFacts:
         tokenizer=f"{model.tokenizer}@{model.tokenizer_revision or ''}",
         max_model_len=int(model.max_model_len),
         stream_interval=int(vllm_config.scheduler_config.stream_interval),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """How a server is run, as far as it matters to a cache in its process.
+
+    Attributes:
+        api_servers: API server processes.
+        rust_frontend: Whether vLLM's Rust frontend serves the requests.
+        grpc: Whether requests come by gRPC.
+    """
+
+    api_servers: int
+    rust_frontend: bool
+    grpc: bool
+
+
+def deployment_of(vllm_config: VllmConfig) -> Deployment:
+    """Read how this server is run."""
+    from vllm import envs
+
+    return Deployment(
+        api_servers=int(vllm_config.parallel_config._api_process_count),
+        rust_frontend=bool(envs.VLLM_USE_RUST_FRONTEND),
+        grpc="vllm.entrypoints.grpc_server" in sys.modules,
     )
 
 

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from . import __version__
 from .activation import read_options
 
 KEY = "vectorq"
-POLICIES = ("vcache", "vectorq_v1", "static", "exact")
+POLICIES = ("suite", "vcache", "vectorq_v1", "static", "exact")
 SAMPLED = ("off", "exact", "semantic")
 TENANTS = ("api_key", "shared")
 JUDGES = ("equality", "embedding", "cross_encoder", "model")
@@ -31,6 +30,8 @@ class VectorQConfig:
         policy: Who decides, one of :data:`POLICIES`.
         delta: Error budget: share of all requests that may get a wrong answer.
         hit_delta: Share of the hits that may be wrong; a floor beside delta.
+        audit: Share of the requests that could be served which go to the model all the
+            same, to measure the error and to notice drift.
         static_threshold: ``static``: smallest cosine that is served.
         namespace: Answers are never shared between namespaces.
         tenants: ``api_key``: answers are shared within one API key; ``shared``: by
@@ -46,6 +47,8 @@ class VectorQConfig:
         neighbours: Entries looked at per request (k).
         judges: Who labels, asked in this order until one is sure.
         cross_encoder_model: Directory or hub id for the judge ``cross_encoder``.
+        confirmations: An answer is served for another client's rephrasing only after
+            so many others got an equivalent one from the model; against poisoning.
         guards: Whether numbers, names, negation and the like must agree.
         coalesce: Whether identical requests in flight wait for the first one.
         store: ``sqlite`` (a file in the cache directory), ``sqlite:///FILE``,
@@ -59,9 +62,10 @@ class VectorQConfig:
     """
 
     enabled: bool = False
-    policy: str = "vcache"
+    policy: str = "suite"
     delta: float = 0.02
     hit_delta: float = 0.05
+    audit: float = 0.02
     static_threshold: float = 0.95
     namespace: str = "default"
     tenants: str = "api_key"
@@ -75,6 +79,7 @@ class VectorQConfig:
     neighbours: int = 16
     judges: tuple[str, ...] = ("equality", "embedding")
     cross_encoder_model: str = ""
+    confirmations: int = 0
     guards: bool = True
     coalesce: bool = True
     store: str = "sqlite"
@@ -149,10 +154,12 @@ _CHOICES = {"policy": POLICIES, "sampled": SAMPLED, "tenants": TENANTS}
 _RANGES: dict[str, tuple[float, float]] = {
     "delta": (1e-5, 0.5),
     "hit_delta": (1e-5, 0.5),
+    "audit": (1e-3, 0.5),
     "static_threshold": (-1.0, 1.0),
     "embedding_deadline_s": (0.001, 60.0),
     "embedding_threads": (1, 256),
     "neighbours": (1, 128),
+    "confirmations": (0, 1000),
     "ttl_s": (1.0, 1e9),
     "max_entries": (1, 1 << 32),
     "max_bytes": (1 << 16, 1 << 48),
@@ -180,21 +187,13 @@ def _wrong(name: str, value: object, remedy: str) -> ConfigError:
     return ConfigError(f"{KEY}.{name}={value!r} cannot be used: {remedy}")
 
 
-def refuse_if_asked(additional_config: object) -> None:
-    """Keep a server from starting that asks for this plugin.
-
-    The parts of the cache are here, what joins them to a server is not.
+def check_options(additional_config: object) -> bool:
+    """Say whether a server asks for the cache, and refuse options it cannot have.
 
     Args:
         additional_config: The value of ``--additional-config``.
 
     Raises:
-        ValueError: the plugin is asked for, or an option is unknown or malformed.
+        ValueError: An option is unknown, malformed or out of range.
     """
-    if VectorQConfig.from_additional_config(additional_config).enabled:
-        raise ValueError(
-            "vectorq: asked for the semantic response cache with "
-            "--additional-config.vectorq.enabled true, but this version "
-            f"({__version__}) does not serve from it yet; remove the option or install "
-            "a later version."
-        )
+    return VectorQConfig.from_additional_config(additional_config).enabled

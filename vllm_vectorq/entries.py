@@ -121,6 +121,7 @@ class EntryTable:
             self._ids.append(entry.entry_id)
             heapq.heappush(self._expiry, (entry.expires_s, entry.entry_id))
             self._account(entry)
+            entry.partition.entries += 1
             return old
 
     def resized(self, entry: Entry) -> None:
@@ -166,14 +167,10 @@ class EntryTable:
                     chosen[worst.entry_id] = None
         return list(chosen)
 
-    def in_partition(self, digest: bytes) -> list[int]:
-        """Ids of all entries of a partition."""
+    def all(self) -> list[Entry]:
+        """All entries now."""
         with self._lock:
-            return [
-                entry.entry_id
-                for entry in self._by_id.values()
-                if entry.partition.digest == digest
-            ]
+            return list(self._by_id.values())
 
     def _account(self, entry: Entry) -> None:
         size = entry.size_bytes()
@@ -185,6 +182,7 @@ class EntryTable:
         if self._by_key.get(entry.exact_key) is entry:
             del self._by_key[entry.exact_key]
         self.size_bytes -= self._bytes.pop(entry.entry_id)
+        entry.partition.entries -= 1
         position = self._position.pop(entry.entry_id)
         last = self._ids.pop()
         if last != entry.entry_id:

@@ -14,9 +14,12 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from .compat import model_facts, special_tokens, wrap
+from .cacheability import deployment_warnings
+from .compat import deployment_of, model_facts, special_tokens, wrap
 from .engine_adapter import ATTRIBUTE, EngineAdapter
+from .engine_questions import questions_to
 from .http_identity import APP_MODULE, INSTALLER, add_first
+from .judge_model import ModelJudge
 from .model_version import ModelVersion, changes_weights
 
 # Called with the version, the call's arguments, and whether the call is over.
@@ -34,19 +37,45 @@ def attaching(init: Callable[..., None]) -> Callable[..., None]:
         cache = service.cache_for(vllm_config)
         if cache is not None:
             _surround_app(cache)
-        init(self, *args, **kwargs)
+        try:
+            init(self, *args, **kwargs)
+        except BaseException:
+            if cache is not None:
+                cache.close()
+            raise
         if cache is not None:
-            attach(self, cache)
+            try:
+                attach(self, cache)
+            except Exception:
+                self.shutdown()
+                cache.close()
+                raise
 
     return init_with_cache
 
 
 def attach(engine: Any, cache: Any) -> None:
     """Give a started engine its cache, and its renderer the reason to annotate."""
+    from vllm.logger import init_logger
+
     tokens = special_tokens(engine.renderer.tokenizer)
     adapter = EngineAdapter(cache, model_facts(engine.vllm_config), tokens)
     setattr(engine, ATTRIBUTE, adapter)
     setattr(engine.renderer, ATTRIBUTE, adapter)
+    cache.metrics.register()
+    if "model" in cache.config.judges:
+        cache.learner.add_judge(ModelJudge(*questions_to(engine)))
+    deployment = deployment_of(engine.vllm_config)
+    for warning in deployment_warnings(
+        api_servers=deployment.api_servers,
+        rust_frontend=deployment.rust_frontend,
+        grpc=deployment.grpc,
+        shared_store=cache.config.store != "memory",
+        separates_tenants=bool(
+            cache.config.tenants == "api_key" or cache.config.tenant_header
+        ),
+    ):
+        init_logger("vllm.plugins.vectorq").warning(warning)
     weakref.finalize(engine, cache.close)
 
 

@@ -111,6 +111,7 @@ def response_headers(outcomes: list[Outcome]) -> dict[str, str]:
             "x-vectorq": "hit",
             "x-vectorq-stage": weakest.stage,
             "x-vectorq-similarity": f"{weakest.similarity:.4f}",
+            "x-vectorq-entry": str(weakest.entry_id),
             "x-vectorq-age-s": f"{max(hit.age_s for hit in hits):.0f}",
         }
     if all(outcome.result == "bypass" for outcome in outcomes):

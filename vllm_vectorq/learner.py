@@ -5,20 +5,24 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from .config import VectorQConfig
 from .embedding import EmbeddingPool
 from .entries import Entry
 from .error_estimate import ServedErrorEstimator
 from .faults import Faults
-from .judge import Judge, Verdict, normalised
+from .judge import ChainJudge, Judge, Verdict, normalised
+from .judge_error import JudgeErrors
 from .label_quota import LabelQuota
 from .labelling import Labeller
 from .metrics import CacheMetrics
 from .partition_state import PartitionState
+from .policy import NOTHING_NEAR, Decision
 from .record import Change, ObservationRecord, Vector, new_id
 from .request import Answer, CacheRequest
 from .tightening import tightest
@@ -27,6 +31,8 @@ from .working_set import WorkingSet, store_form
 if TYPE_CHECKING:
     from .cache import Ticket
 
+# Share of verdicts that the strongest judge checks.
+CHECKED_SHARE = 0.05
 # Other classes whose answer is compared when the candidate's was not equivalent.
 OTHER_CLASSES = 3
 
@@ -37,7 +43,7 @@ class Learner:
     Args:
         config: The operator's options.
         working_set: Where entries go.
-        judge: Says whether two answers are equivalent.
+        judges: Say whether two answers are equivalent, from cheap to expensive.
         labeller: Runs the labelling, bounded.
         quota: Bounds what one client can teach.
         embedding: Embeds texts that missed their deadline.
@@ -46,13 +52,17 @@ class Learner:
         metrics: Where to count.
         faults: Where to report faults of ours.
         clock: Unix time in seconds.
+        uniform: Random numbers in [0, 1), for choosing verdicts to check.
+
+    Attributes:
+        judge_errors: How often each judge disagrees with the last one.
     """
 
     def __init__(
         self,
         config: VectorQConfig,
         working_set: WorkingSet,
-        judge: Judge,
+        judges: Sequence[Judge],
         labeller: Labeller,
         quota: LabelQuota,
         embedding: EmbeddingPool | None,
@@ -61,10 +71,14 @@ class Learner:
         metrics: CacheMetrics,
         faults: Faults,
         clock: Callable[[], float] = time.time,
+        uniform: Callable[[], float] = random.random,
     ) -> None:
         self._config = config
         self._working_set = working_set
-        self._judge = judge
+        self._judges = tuple(judges)
+        self._chain = ChainJudge(self._judges)
+        self.judge_errors = JudgeErrors()
+        self._uniform = uniform
         self._labeller = labeller
         self._quota = quota
         self._embedding = embedding
@@ -107,6 +121,11 @@ class Learner:
             last_used_s=now_s,
         )
 
+    def add_judge(self, judge: Judge) -> None:
+        """Ask one more judge, after the others."""
+        self._judges = (*self._judges, judge)
+        self._chain = ChainJudge(self._judges)
+
     def _label_and_index(
         self, ticket: Ticket, state: PartitionState, entry: Entry, answer: Answer
     ) -> None:
@@ -115,13 +134,11 @@ class Learner:
             vector = self._embed(ticket.request)
             if vector is None:
                 return
-        with state.learning:
-            label = self._label(ticket, answer)
-            class_id = self._class(ticket, state, vector, answer, label)
-            state.policy.learn(vector, class_id)
-            entry.class_id = class_id
-            if label is not True or state.policy.inserts_equivalent:
-                self._working_set.insert_vector(entry, vector)
+        label = self._label(ticket, answer)
+        entry.class_id = self._class(ticket, state, vector, answer, label)
+        if state.policy.indexes(ticket.decision or NOTHING_NEAR, label):
+            self._working_set.insert_vector(entry, vector)
+        state.policy.tune()
 
     def _embed(self, request: CacheRequest) -> Vector | None:
         assert self._embedding is not None and request.text is not None
@@ -143,26 +160,43 @@ class Learner:
             return None
         self._metrics.explored("right" if verdict.equivalent else "wrong")
         self._served_errors.label(verdict.equivalent, decision.propensity)
-        if self._quota.admit(request.principal, candidate.entry_id, verdict.equivalent):
-            candidate.partition.policy.observe(
-                candidate.entry_id,
-                decision.features,
-                verdict.equivalent,
-                decision.propensity,
-            )
-            self._submit(
-                ObservationRecord(
-                    observation_id=new_id(),
-                    partition=candidate.partition.digest,
-                    entry_id=candidate.entry_id,
-                    features=decision.features,
-                    label=verdict.equivalent,
-                    propensity=decision.propensity,
-                    source=verdict.source,
-                    principal=request.principal,
-                )
-            )
+        self.teach(candidate, decision, verdict, request.principal)
         return verdict.equivalent
+
+    def teach(
+        self,
+        candidate: Entry,
+        decision: Decision,
+        verdict: Verdict,
+        principal: bytes | None,
+    ) -> bool:
+        """Have the candidate's policy learn a label.
+
+        Returns:
+            Whether it may: the entry is still there and the client's quota allows.
+        """
+        right, entry_id = verdict.equivalent, candidate.entry_id
+        alive = self._working_set.entries.get(entry_id) is candidate
+        if right is None or not alive:
+            return False
+        if not self._quota.admit(principal, entry_id, right):
+            return False
+        candidate.partition.policy.observe(
+            entry_id, decision.features, right, decision.propensity
+        )
+        self._submit(
+            ObservationRecord(
+                observation_id=new_id(),
+                partition=candidate.partition.digest,
+                entry_id=entry_id,
+                features=decision.features,
+                label=right,
+                propensity=decision.propensity,
+                source=verdict.source,
+                principal=principal,
+            )
+        )
+        return True
 
     def _class(
         self,
@@ -215,13 +249,41 @@ class Learner:
         return chosen[:OTHER_CLASSES]
 
     def _compare(self, text: str, answer: Answer, entry: Entry) -> Verdict:
+        asked = text, answer.text, entry.text or "", entry.stored.answer.text
         with self._metrics.judge_seconds.time():
-            verdict = self._judge.judge(
-                text, answer.text, entry.text or "", entry.stored.answer.text
-            )
+            verdict = self._chain.judge(*asked)
+        self._check(verdict, asked)
         word = {True: "same", False: "different", None: "unknown"}[verdict.equivalent]
         self._metrics.verdict(verdict.source, word)
         return verdict
+
+    def _check(self, verdict: Verdict, asked: tuple[str, str, str, str]) -> None:
+        """Compare some verdicts with those of the last judge, the strongest."""
+        strongest = self._judges[-1]
+        if (
+            verdict.equivalent is None
+            or verdict.source == strongest.name
+            or self._uniform() >= CHECKED_SHARE
+        ):
+            return
+        truth = strongest.judge(*asked)
+        if truth.equivalent is not None:
+            self.judge_errors.count(
+                verdict.source, verdict.equivalent, truth.equivalent
+            )
+
+    def judge_stats(self) -> dict[str, Any]:
+        """Verdicts of each judge that the last one contradicted."""
+        stats: dict[str, Any] = {}
+        for judge in self._judges[:-1]:
+            same = self.judge_errors.false_equivalent(judge.name)
+            different = self.judge_errors.false_different(judge.name)
+            stats[judge.name] = {
+                "false_equivalent": asdict(same),
+                "false_different": asdict(different),
+            }
+        stats["labelling"] = asdict(self._labeller.stats())
+        return stats
 
     def may_serve(self, entry: Entry, request: CacheRequest) -> bool:
         """Whether an entry may be served semantically to who asks."""

@@ -8,6 +8,9 @@ Labels are small closed sets; nothing that a client chooses becomes a label.
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import cache
+
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from .error_estimate import ErrorEstimate
@@ -21,30 +24,35 @@ _SECONDS = (
 class CacheMetrics:
     """Counters, gauges and histograms of one process.
 
-    Args:
-        registry: Where they are registered; the default one is vLLM's.
+    They are on no registry until :meth:`register`: an engine that starts throws
+    everything off the default one whose name is like vLLM's.
     """
 
-    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+    def __init__(self) -> None:
+        self._collectors: list[Counter | Gauge | Histogram] = []
+
         def histogram(name: str, text: str) -> Histogram:
-            return Histogram(
-                f"vllm:vectorq_{name}_seconds",
-                text,
-                buckets=_SECONDS,
-                registry=registry,
+            made = Histogram(
+                f"vllm:vectorq_{name}_seconds", text, buckets=_SECONDS, registry=None
             )
+            self._collectors.append(made)
+            return made
 
         def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"vllm:vectorq_{name}", text, labels, registry=registry)
+            made = Counter(f"vllm:vectorq_{name}", text, labels, registry=None)
+            self._collectors.append(made)
+            return made
 
         def gauge(name: str, text: str) -> Gauge:
             # Replicas of one server hold copies of the same entries.
-            return Gauge(
+            made = Gauge(
                 f"vllm:vectorq_{name}",
                 text,
-                registry=registry,
+                registry=None,
                 multiprocess_mode="mostrecent",
             )
+            self._collectors.append(made)
+            return made
 
         self.embedding_seconds = histogram("embedding", "Wait for an embedding.")
         self.search_seconds = histogram("search", "Neighbours and lexical guards.")
@@ -74,6 +82,13 @@ class CacheMetrics:
         self._error_low = gauge("error_per_hit_low", "Lower 95 % confidence bound.")
         self._error_high = gauge("error_per_hit_high", "Upper 95 % confidence bound.")
         self._delta = gauge("delta", "Error budget per request.")
+
+    def register(self, registry: CollectorRegistry = REGISTRY) -> None:
+        """Show them on a registry, the one of ``/metrics`` by default."""
+        for collector in self._collectors:
+            # Another engine of this process may have shown some already.
+            with suppress(ValueError):
+                registry.register(collector)
 
     def hit(self, stage: str, saved_s: float = 0.0) -> None:
         """Count a hit."""
@@ -121,3 +136,9 @@ class CacheMetrics:
         self._error_low.set(estimate.low_per_hit)
         self._error_high.set(estimate.high_per_hit)
         self._delta.set(delta)
+
+
+@cache
+def process_metrics() -> CacheMetrics:
+    """The metrics of this process; their names can be on a registry only once."""
+    return CacheMetrics()

@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
-import threading
+from collections import OrderedDict
 from collections.abc import Mapping
 
 from .index import PartitionIndex
 from .policy import Policy
+
+# Normalised answers remembered per partition.
+MAX_CLASSES = 20_000
 
 
 class PartitionState:
@@ -19,11 +22,19 @@ class PartitionState:
         facts: Readable facts about it.
         index: Vectors of its entries; None without semantic matching.
         policy: Decides here and learns from the labels of this partition.
-        learning: Held while one request is labelled and inserted, so that two
-            answers of one kind do not found two classes.
+        entries: Live entries, exact ones included; counted by the entry table.
+        idle: Whether it was empty at the last look and nobody asked for it since.
     """
 
-    __slots__ = ("_classes", "digest", "facts", "index", "learning", "policy")
+    __slots__ = (
+        "_classes",
+        "digest",
+        "entries",
+        "facts",
+        "idle",
+        "index",
+        "policy",
+    )
 
     def __init__(
         self,
@@ -36,8 +47,9 @@ class PartitionState:
         self.facts = dict(facts)
         self.policy = policy
         self.index = index
-        self.learning = threading.Lock()
-        self._classes: dict[bytes, int] = {}
+        self.entries = 0
+        self.idle = False
+        self._classes: OrderedDict[bytes, int] = OrderedDict()
 
     @property
     def dimensions(self) -> int:
@@ -49,8 +61,14 @@ class PartitionState:
         return self._classes.get(normalised)
 
     def remember_class(self, normalised: bytes, class_id: int) -> None:
-        """Let later answers with this normalised form join a class."""
+        """Let later answers with this normalised form join a class.
+
+        For the one thread that labels. The forms not seen for longest are forgotten.
+        """
         self._classes[normalised] = class_id
+        self._classes.move_to_end(normalised)
+        if len(self._classes) > MAX_CLASSES:
+            self._classes.popitem(last=False)
 
     def matches(self, facts: Mapping[str, str]) -> bool:
         """Whether every given fact is this partition's."""

@@ -79,12 +79,9 @@ class Policy(Protocol):
 
     Attributes:
         name: As in the option ``policy``.
-        inserts_equivalent: Whether a request whose answer turned out equivalent to
-            its candidate's becomes an entry of its own.
     """
 
     name: str
-    inserts_equivalent: bool
 
     def decide(self, evidence: Evidence, delta: float, uniform: float) -> Decision:
         """Decide one request; at most 50 microseconds at k = 16.
@@ -113,10 +110,29 @@ class Policy(Protocol):
         """
         ...
 
-    def learn(self, vector: Vector, class_id: int) -> None:
-        """Learn that a request with this vector has an answer of this class."""
+    def indexes(self, decision: Decision, label: bool | None) -> bool:
+        """Whether an explored request becomes an entry that others can find.
+
+        Args:
+            decision: What was decided about it.
+            label: Whether its answer is equivalent to the candidate's; None: unknown.
+        """
+        ...
+
+    def learn(self, entry_id: int, vector: Vector, class_id: int) -> None:
+        """Take note of an entry that others can find from now on.
+
+        Args:
+            entry_id: The entry.
+            vector: Its unit vector, float32 [dimensions].
+            class_id: Class of its answer.
+        """
         ...
 
     def forget(self, entry_ids: Sequence[int]) -> None:
         """Drop what is known about entries that are gone."""
+        ...
+
+    def tune(self) -> None:
+        """Do what is due and takes long; called in the background after labels."""
         ...

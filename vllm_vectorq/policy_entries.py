@@ -8,6 +8,7 @@ import threading
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
+from .policy import Decision
 from .record import Vector
 
 State = TypeVar("State")
@@ -20,9 +21,6 @@ class EntryPolicy(Generic[State]):
     and ``decide`` reads without it.
     """
 
-    # Another entry of the same answer would split the labels.
-    inserts_equivalent = False
-
     def __init__(self) -> None:
         """Start with nothing known."""
         self._learned: dict[int, State] = {}
@@ -33,8 +31,15 @@ class EntryPolicy(Generic[State]):
         """Number of entries with labels."""
         return len(self._learned)
 
-    def learn(self, vector: Vector, class_id: int) -> None:
+    def indexes(self, decision: Decision, label: bool | None) -> bool:
+        """Another entry of the same answer would split the labels."""
+        return label is not True
+
+    def learn(self, entry_id: int, vector: Vector, class_id: int) -> None:
         """Answer classes are not used."""
+
+    def tune(self) -> None:
+        """Nothing takes long here."""
 
     def forget(self, entry_ids: Sequence[int]) -> None:
         """Drop what was learned about entries that are gone."""

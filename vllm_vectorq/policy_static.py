@@ -35,8 +35,11 @@ class _Unlearning:
     ) -> None:
         """Ignore a label."""
 
-    def learn(self, vector: Vector, class_id: int) -> None:
-        """Ignore the answer class of a request."""
+    def learn(self, entry_id: int, vector: Vector, class_id: int) -> None:
+        """Ignore the answer class of an entry."""
+
+    def tune(self) -> None:
+        """Nothing takes long here."""
 
     def forget(self, entry_ids: Sequence[int]) -> None:
         """Nothing is known about any entry."""
@@ -70,6 +73,10 @@ class StaticPolicy(_Unlearning):
         self.threshold = threshold
         self.inserts_equivalent = inserts_equivalent
 
+    def indexes(self, decision: Decision, label: bool | None) -> bool:
+        """As the argument of that name says."""
+        return self.inserts_equivalent or label is not True
+
     def decide(self, evidence: Evidence, delta: float, uniform: float) -> Decision:
         """Serve at or above the threshold, whatever the budget says."""
         index = nearest_allowed(evidence)
@@ -91,7 +98,10 @@ class ExactPolicy(_Unlearning):
     """Never serves a semantic neighbour and never learns about one."""
 
     name = "exact"
-    inserts_equivalent = True
+
+    def indexes(self, decision: Decision, label: bool | None) -> bool:
+        """Nothing is looked for among neighbours."""
+        return False
 
     def decide(self, evidence: Evidence, delta: float, uniform: float) -> Decision:
         """Ask the model."""

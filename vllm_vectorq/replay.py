@@ -6,12 +6,14 @@ Labels come from known answer classes, unless a noise is given. Nothing
 else is simulated: the policy is the product's, with its learning run in step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import guards
+from .lexical_evidence import lexical_evidence
 from .policy import NOTHING_NEAR, Evidence, Policy
 
 Vectors = NDArray[np.float32]
@@ -63,6 +65,7 @@ def replay(
     *,
     neighbours: int = 16,
     judge_noise: float = 0.0,
+    texts: Sequence[str] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Outcome:
     """Run a policy over a stream.
@@ -75,6 +78,7 @@ def replay(
         seed: For the policy's exploration and the judge's noise.
         neighbours: Entries the policy is shown.
         judge_noise: Probability that a label is flipped.
+        texts: The requests themselves, for the lexical guards; None: without.
         progress: Called now and then with the number of requests done.
     """
     random = np.random.default_rng(seed)
@@ -85,7 +89,8 @@ def replay(
     index = GrowingIndex(vectors.shape[1], n)
     for i in range(n):
         vector, truth = vectors[i], int(classes[i])
-        evidence = index.evidence(vector, neighbours)
+        signature = None if texts is None else guards.signature(texts[i])
+        evidence = index.evidence(vector, neighbours, signature)
         decision = (
             policy.decide(evidence, delta, float(random.random()))
             if evidence.size
@@ -107,9 +112,10 @@ def replay(
                 label,
                 decision.propensity,
             )
-        policy.learn(vector, truth)
-        if label is not True or policy.inserts_equivalent:
-            index.add(vector, truth)
+        if policy.indexes(decision, label):
+            policy.learn(len(index), vector, truth)
+            index.add(vector, truth, signature)
+        policy.tune()
         if progress is not None and i % 500 == 0:
             progress(i)
     outcome.entries = len(index)
@@ -134,31 +140,40 @@ class GrowingIndex:
     def __init__(self, dimensions: int, capacity: int) -> None:
         self._vectors = np.zeros((capacity, dimensions), np.float32)
         self._classes = np.zeros(capacity, np.int64)
+        self._signatures: list[guards.Signature | None] = []
         self._size = 0
 
     def __len__(self) -> int:
         return self._size
 
-    def add(self, vector: Vectors, class_id: int) -> None:
+    def add(
+        self, vector: Vectors, class_id: int, signature: guards.Signature | None = None
+    ) -> None:
         """Add a row."""
+        self._signatures.append(signature)
         self._vectors[self._size] = vector
         self._classes[self._size] = class_id
         self._size += 1
 
-    def evidence(self, vector: Vectors, k: int) -> Evidence:
-        """The nearest rows, without lexical evidence."""
+    def evidence(
+        self, vector: Vectors, k: int, signature: guards.Signature | None = None
+    ) -> Evidence:
+        """The nearest rows; without a signature there is no lexical evidence."""
         size = self._size
         similarities = self._vectors[:size] @ vector
         k = min(k, size)
         ids = np.argpartition(-similarities, k - 1)[:k] if k else np.zeros(0, np.int64)
         ids = ids[np.argsort(-similarities[ids], kind="stable")]
+        conflicts, lexical = lexical_evidence(
+            signature, [self._signatures[row] for row in ids.tolist()]
+        )
         return Evidence(
             vector=vector,
             entry_ids=ids.astype(np.int64),
             class_ids=self._classes[ids],
             similarities=similarities[ids],
             vectors=self._vectors[ids],
-            conflicts=np.zeros(k, np.bool_),
-            lexical=np.zeros(k, np.float32),
+            conflicts=conflicts,
+            lexical=lexical,
             size=size,
         )

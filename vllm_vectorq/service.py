@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from logging import Logger
@@ -16,26 +18,37 @@ from .cache import SemanticCache
 from .config import ConfigError, VectorQConfig
 from .embedding import EmbeddingPool
 from .embedding_model import EmbeddingModel
+from .embedding_request import PoolLimits
 from .error_estimate import ServedErrorEstimator
 from .faults import Faults
-from .judge import ChainJudge, EqualityJudge, Judge
+from .judge import EqualityJudge, Judge
 from .judge_crossencoder import CrossEncoderJudge
 from .judge_embedding import EmbeddingJudge
 from .label_quota import LabelQuota
 from .labelling import Labeller
 from .learner import Learner
-from .metrics import CacheMetrics
+from .metrics import process_metrics
 from .policy import Policy
 from .policy_static import ExactPolicy, StaticPolicy
+from .policy_suite import SuitePolicy
 from .policy_vcache import VCachePolicy
 from .policy_vectorq_v1 import VectorQV1Policy
-from .store import Store, open_store
+from .store import Store, open_store, sqlite_path, without_password
 from .store_writer import StoreWriter
+from .tuning import Tuning
 from .upkeep import Upkeep
 from .working_set import WorkingSet
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+
+# Small batches: nobody waits long for texts that came in before theirs.
+EMBEDDING_BATCH = 16
+# Time for labels in progress and for the store when the server stops.
+FLUSH_S = 2.0
+CLOSE_S = 5.0
+# Entries younger than this may not have been written yet.
+WRITE_DELAY_S = 60.0
 
 
 def cache_for(vllm_config: VllmConfig) -> SemanticCache | None:
@@ -78,32 +91,44 @@ class Service:
             StoreError: The store cannot be opened.
         """
         self.config = config
-        metrics = CacheMetrics()
+        self._logger = logger
+        metrics = process_metrics()
         faults = Faults(logger, metrics.fault)
         errors = ServedErrorEstimator()
         model = _embedding_model(config)
         fingerprint = model.fingerprint if model is not None else ""
-        self.store: Store = open_store(store_url(config, model_name, fingerprint))
+        url = store_url(config, model_name, fingerprint)
+        self.store: Store = open_store(url)
         pool = None
         if model is not None:
-            pool = EmbeddingPool(model, accepts=model.fits)
+            limits = PoolLimits(max_batch=EMBEDDING_BATCH)
+            pool = EmbeddingPool(model, accepts=model.fits, limits=limits)
+        # Before loading: what others write meanwhile is then not missed.
         self.writer = StoreWriter(self.store, logger)
-        working_set = WorkingSet(
+        quota = LabelQuota(confirmations=config.confirmations)
+        self.working_set = WorkingSet(
             dimensions=model.dimensions if model is not None else 0,
             new_policy=policy_factory(config),
             submit=self.writer.submit,
             metrics=metrics,
+            quota=quota,
             use_guards=config.guards,
         )
-        working_set.apply(self.store.load())
-        self.writer.on_foreign = working_set.apply
+        self.working_set.apply(self.store.load())
+        self.tuning = Tuning(
+            self.working_set, snapshot_dir(url), fingerprint, faults, logger
+        )
+        if model is not None:
+            self.tuning.restore(model.dimensions)
+        self.writer.on_gap = self._resynchronise
+        self.writer.on_foreign = self.working_set.apply
         self.labeller = Labeller(logger)
         learner = Learner(
             config=config,
-            working_set=working_set,
-            judge=_judge(config, model),
+            working_set=self.working_set,
+            judges=_judges(config, model),
             labeller=self.labeller,
-            quota=LabelQuota(),
+            quota=quota,
             embedding=pool,
             submit=self.writer.submit,
             served_errors=errors,
@@ -112,31 +137,62 @@ class Service:
         )
         self.cache = SemanticCache(
             config=config,
-            working_set=working_set,
+            working_set=self.working_set,
             learner=learner,
             embedding=pool,
             metrics=metrics,
             faults=faults,
             secret=config.secret.encode() or self.store.secret(),
             served_errors=errors,
+            on_close=self.close,
         )
-        self.upkeep = Upkeep(config, working_set, errors, metrics, faults, logger)
+        self.upkeep = Upkeep(config, self.working_set, errors, metrics, faults, logger)
+        self._closed = threading.Event()
         self.upkeep.start()
+        self.tuning.start()
+        logger.info(
+            "vectorq: %s policy, budget %.3g %% of requests and %.3g %% of hits, %d "
+            "entries from %s",
+            config.policy,
+            100 * config.delta,
+            100 * config.hit_delta,
+            len(self.working_set.entries),
+            without_password(url),
+        )
+
+    def _resynchronise(self) -> None:
+        """The store's log was shortened before this process had read it."""
+        began_s = time.time()
+        self.working_set.resynchronise(self.store.load(), began_s - WRITE_DELAY_S)
 
     def close(self) -> None:
-        """Stop the threads; what was learned is in the store afterwards."""
+        """Stop the threads; what was learned is in the store afterwards.
+
+        May be called twice.
+        """
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        self.labeller.flush(FLUSH_S)
+        self.labeller.close(CLOSE_S)
         self.upkeep.close()
-        self.labeller.close(5.0)
+        self.tuning.close()
         if self.cache.embedding is not None:
             self.cache.embedding.close()
-        self.writer.close(5.0)
+        if not self.writer.close(CLOSE_S):
+            self._logger.warning("vectorq: the store was too slow; the end is lost.")
         self.store.close()
 
 
 def policy_factory(config: VectorQConfig) -> Callable[[], Policy]:
     """Return what makes the policy of a new partition."""
     factories: dict[str, Callable[[], Policy]] = {
-        "vcache": partial(VCachePolicy, hit_floor=1.0 - config.hit_delta),
+        "suite": partial(SuitePolicy, hit_delta=config.hit_delta, audit=config.audit),
+        "vcache": partial(
+            VCachePolicy,
+            hit_floor=1.0 - config.hit_delta,
+            min_exploration=config.audit,
+        ),
         "vectorq_v1": VectorQV1Policy,
         "static": partial(StaticPolicy, config.static_threshold),
         "exact": ExactPolicy,
@@ -148,11 +204,27 @@ def store_url(config: VectorQConfig, model_name: str, fingerprint: str) -> str:
     """Return the URL of the store; the default is one file per model and embedding."""
     if config.store != "sqlite":
         return config.store
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     parts = "\0".join((model_name, config.namespace, fingerprint))
     name = hashlib.sha256(parts.encode()).hexdigest()[:16]
-    path = Path(base, "vllm-vectorq", f"{name}.db").absolute()
-    return f"sqlite://{path}"
+    return f"sqlite://{cache_directory() / f'{name}.db'}"
+
+
+def cache_directory() -> Path:
+    """Directory of the stores that are not named by an option."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base, "vllm-vectorq").absolute()
+
+
+def snapshot_dir(url: str) -> Path | None:
+    """Directory for the graphs of large indices; None for a store in memory."""
+    if url == "memory":
+        return None
+    if url.startswith("sqlite:"):
+        return sqlite_path(url).with_suffix(".graphs")
+    name = hashlib.sha256(url.encode()).hexdigest()[:16]
+    directory = cache_directory()
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory / f"{name}.graphs"
 
 
 def _embedding_model(config: VectorQConfig) -> EmbeddingModel | None:
@@ -172,7 +244,8 @@ def _embedding_model(config: VectorQConfig) -> EmbeddingModel | None:
     return model
 
 
-def _judge(config: VectorQConfig, model: EmbeddingModel | None) -> Judge:
+def _judges(config: VectorQConfig, model: EmbeddingModel | None) -> list[Judge]:
+    """The judges that need nothing but the answers."""
     judges: list[Judge] = []
     for name in config.judges:
         if name == "equality":
@@ -181,4 +254,5 @@ def _judge(config: VectorQConfig, model: EmbeddingModel | None) -> Judge:
             judges.append(EmbeddingJudge(model.embed, model.fits))
         elif name == "cross_encoder":
             judges.append(CrossEncoderJudge(config.cross_encoder_model))
-    return ChainJudge(judges)
+    # The model itself joins when its engine has started.
+    return judges or [EqualityJudge()]

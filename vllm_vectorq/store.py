@@ -203,3 +203,13 @@ def sqlite_path(url: str) -> Path:
             "sqlite:///ABSOLUTE/PATH.db, with %3F for ? and %23 for #."
         )
     return Path("/" + path.lstrip("/"))
+
+
+def without_password(url: str) -> str:
+    """Return a store's URL as it may be logged."""
+    parts = urlsplit(url)
+    if parts.password is None and not parts.query:
+        return url
+    user = f"{parts.username}@" if parts.username else ""
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{user}{parts.hostname or ''}{port}{parts.path}"

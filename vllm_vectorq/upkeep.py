@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
-"""What must be done now and then: expiry, eviction, index upkeep, gauges, the log."""
+"""What must be done now and then: expiry, eviction, gauges, the log."""
 
 from __future__ import annotations
 
@@ -67,12 +67,9 @@ class Upkeep:
             self._thread.join(timeout_s)
 
     def once(self) -> None:
-        """One round: expire, evict, tidy indices, refresh gauges."""
+        """One round: expire, evict, refresh gauges."""
         self._expire()
         self._evict()
-        for state in self._working_set.partitions():
-            if state.index is not None:
-                state.index.maintain()
         entries = self._working_set.entries
         estimate = self._served_errors.estimate()
         self._metrics.set_state(

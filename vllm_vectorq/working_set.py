@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from . import guards
 from .entries import Entry, EntryTable, StoredAnswer
 from .index import PartitionIndex
+from .label_quota import LabelQuota
 from .metrics import CacheMetrics
 from .partition_state import PartitionState
 from .policy import Policy
@@ -34,6 +35,7 @@ class WorkingSet:
         new_policy: Makes the policy of a new partition.
         submit: Hands a change to the store; never blocks.
         metrics: Where removals are counted.
+        quota: Knows who confirmed which entry.
         use_guards: Whether texts get a lexical signature.
     """
 
@@ -43,6 +45,7 @@ class WorkingSet:
         new_policy: Callable[[], Policy],
         submit: Callable[[Change], None],
         metrics: CacheMetrics,
+        quota: LabelQuota,
         use_guards: bool = True,
     ) -> None:
         self.entries = EntryTable()
@@ -50,6 +53,7 @@ class WorkingSet:
         self._new_policy = new_policy
         self._submit = submit
         self._metrics = metrics
+        self._quota = quota
         self._use_guards = use_guards
         self._partitions: dict[bytes, PartitionState] = {}
         # An answer lives as long as an entry serves it.
@@ -67,20 +71,31 @@ class WorkingSet:
         return list(self._partitions.values())
 
     def partition_for(self, partition: Partition) -> PartitionState:
-        """The partition, made and stored if need be."""
+        """The partition, made if need be."""
         state = self._partitions.get(partition.digest)
         if state is not None:
+            state.idle = False
             return state
-        facts = dict(partition.facts)
-        state = self._add_partition(partition.digest, facts)
-        self._submit(PartitionRecord(partition.digest, facts))
-        return state
+        return self._add_partition(partition.digest, dict(partition.facts))
+
+    def drop_empty(self) -> None:
+        """Forget partitions that were empty at the last call, too."""
+        for state in self.partitions():
+            if state.entries:
+                continue
+            if state.idle:
+                with self._lock:
+                    del self._partitions[state.digest]
+            state.idle = True
 
     def insert(self, entry: Entry) -> None:
         """Add an entry for exact repeats; replaces one with the same key."""
         stored = entry.stored
         self._hold(entry, None)
         answer = stored.answer
+        # Each time: the store drops partitions that were empty for a while.
+        state = entry.partition
+        self._submit(PartitionRecord(state.digest, state.facts))
         self._submit(
             AnswerRecord(
                 stored.answer_id,
@@ -102,6 +117,7 @@ class WorkingSet:
         entry.indexed = True
         self.entries.resized(entry)
         state.index.add(entry.entry_id, entry.class_id, vector)
+        state.policy.learn(entry.entry_id, vector, entry.class_id)
         self._submit(_record(entry, vector))
 
     def remove(self, entry_ids: Iterable[int], reason: str) -> int:
@@ -112,14 +128,48 @@ class WorkingSet:
             self._submit(Removal(tuple(removed)))
         return len(removed)
 
-    def invalidate(self, facts: Mapping[str, str]) -> int:
-        """Remove every entry of the partitions with these facts."""
-        removed = 0
-        for state in self.partitions():
-            if state.matches(facts):
-                entry_ids = self.entries.in_partition(state.digest)
-                removed += self.remove(entry_ids, "invalidated")
-        return removed
+    def invalidate(self, facts: Mapping[str, str], prefix: str = "") -> int:
+        """Remove entries of the partitions with these facts.
+
+        Args:
+            facts: What must be true of the partition.
+            prefix: What the entry's text must begin with; only texts that are kept
+                can be compared.
+        """
+        matching = {s.digest for s in self.partitions() if s.matches(facts)}
+        found = [
+            entry.entry_id
+            for entry in self.entries.all()
+            if entry.partition.digest in matching
+            and (not prefix or (entry.text or "").startswith(prefix))
+        ]
+        return self.remove(found, "invalidated")
+
+    def resynchronise(self, records: Iterable[Change], since_s: float) -> None:
+        """Take over everything that a store holds, and drop what it lacks.
+
+        Args:
+            records: From :meth:`~vllm_vectorq.store.Store.load`.
+            since_s: Entries made after this Unix time stay in any case: they may
+                not be written yet.
+        """
+        held: set[int] = set()
+
+        def noted() -> Iterator[Change]:
+            for record in records:
+                if isinstance(record, EntryRecord):
+                    held.add(record.entry_id)
+                # Labels were learned from already; twice would count them double.
+                if not isinstance(record, ObservationRecord):
+                    yield record
+
+        self.apply(noted())
+        gone = [
+            entry.entry_id
+            for entry in self.entries.all()
+            if entry.entry_id not in held and entry.created_s < since_s
+        ]
+        self._drop(gone)
 
     def apply(self, changes: Iterable[Change]) -> None:
         """Take over what the store holds or another process wrote.
@@ -137,6 +187,8 @@ class WorkingSet:
                 case EntryRecord():
                     self._apply_entry(change)
                 case ObservationRecord():
+                    if change.label:
+                        self._quota.restore(change.principal, change.entry_id)
                     state = self._partitions.get(change.partition)
                     if state is not None:
                         state.policy.observe(
@@ -188,8 +240,6 @@ class WorkingSet:
             last_used_s=record.created_s,
         )
         self._hold(entry, record.vector if indexed else None)
-        if record.vector is not None:
-            state.policy.learn(record.vector, record.class_id)
 
     def _hold(self, entry: Entry, vector: Vector | None) -> None:
         self._answers[entry.stored.answer_id] = entry.stored
@@ -203,6 +253,7 @@ class WorkingSet:
             self._unindex([replaced])
         if vector is not None and entry.partition.index is not None:
             entry.partition.index.add(entry.entry_id, entry.class_id, vector)
+            entry.partition.policy.learn(entry.entry_id, vector, entry.class_id)
 
     def _drop(self, entry_ids: Iterable[int]) -> list[int]:
         removed = self.entries.remove(entry_ids)
@@ -219,6 +270,7 @@ class WorkingSet:
             if state.index is not None:
                 state.index.remove(ids)
             state.policy.forget(ids)
+            self._quota.forget(ids)
 
 
 def _record(entry: Entry, vector: Vector | None) -> EntryRecord:

@@ -28,6 +28,9 @@ class MemoryMetrics:
     def bypass(self, reason: str) -> None:
         self.bypasses[reason] += 1
 
+    def register(self) -> None:
+        pass
+
     def hit(self, stage: str) -> None:
         self.hits[stage] += 1
 

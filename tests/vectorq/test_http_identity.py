@@ -87,6 +87,7 @@ def test_a_proxy_can_name_the_tenant() -> None:
                 "x-vectorq": "hit",
                 "x-vectorq-stage": "semantic",
                 "x-vectorq-similarity": "0.9123",
+                "x-vectorq-entry": "1",
                 "x-vectorq-age-s": "7",
             },
         ),

@@ -87,8 +87,8 @@ def test_static_features_do_not_keep_the_evidence_alive() -> None:
 def test_static_inserts_equivalent_requests_unless_told_otherwise(
     inserts: bool,
 ) -> None:
-    assert StaticPolicy(0.9).inserts_equivalent is True
-    assert StaticPolicy(0.9, inserts).inserts_equivalent is inserts
+    assert StaticPolicy(0.9).indexes(NOTHING_NEAR, True)
+    assert StaticPolicy(0.9, inserts).indexes(NOTHING_NEAR, True) is inserts
 
 
 @pytest.mark.parametrize("threshold", [1.01, -1.01, float("nan"), float("inf")])
@@ -101,7 +101,7 @@ def test_exact_never_serves_a_neighbour_and_has_no_candidate() -> None:
     policy: Policy = ExactPolicy()
     decision = policy.decide(evidence([1.0], [False]), 0.5, 0.999)
     assert decision is NOTHING_NEAR
-    assert policy.inserts_equivalent
+    assert not policy.indexes(NOTHING_NEAR, False)
 
 
 @pytest.mark.parametrize("policy", [StaticPolicy(0.8), ExactPolicy()])
@@ -110,7 +110,7 @@ def test_labels_change_nothing(policy: Policy) -> None:
     before = policy.decide(near, 0.02, 0.5)
     for _ in range(20):
         policy.observe(10, before.features, False, 1.0)
-        policy.learn(near.vector, 0)
+        policy.learn(1, near.vector, 0)
     policy.forget([10])
     after = policy.decide(near, 0.02, 0.5)
     assert (after.serve, after.propensity) == (before.serve, before.propensity)

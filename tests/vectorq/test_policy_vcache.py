@@ -295,5 +295,6 @@ def test_argument_out_of_range_is_refused(
 
 def test_equivalent_requests_do_not_become_entries() -> None:
     policy: Policy = VCachePolicy()
-    assert policy.inserts_equivalent is False
+    assert not policy.indexes(NOTHING_NEAR, True)
+    assert policy.indexes(NOTHING_NEAR, False)
     assert policy.name == "vcache"

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
+"""Why a request would be served from the cache, or not."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from . import guards
+from .entries import Entry
+from .policy import Evidence
+from .record import Vector
+from .request import CacheRequest
+from .tightening import tightest
+
+if TYPE_CHECKING:
+    from .cache import SemanticCache
+
+# An explanation never explores.
+_NO_CHANCE = 1.0
+_SHOWN_CHARS = 200
+
+
+def explain(
+    cache: SemanticCache, request: CacheRequest, vector: Vector | None
+) -> dict[str, Any]:
+    """Say what would be served for a request, and why.
+
+    Args:
+        cache: The cache asked.
+        request: The request; only entries that it may be served are shown.
+        vector: Its embedding; None without semantic look-up.
+    """
+    facts = {
+        "partition": request.partition.digest.hex()[:16],
+        "facts": dict(request.partition.facts),
+        "mode": request.mode,
+    }
+    entry = cache.working_set.entries.exact(request.exact_key)
+    if entry is not None:
+        fresh = cache.fresh(entry, request)
+        why = "the same request was answered before"
+        if not fresh:
+            why += ", but longer ago than its lifetime allows"
+        return {
+            **facts,
+            "served": fresh,
+            "stage": "exact",
+            "why": why,
+            "entry": _shown(entry),
+        }
+    if vector is None or request.text is None:
+        why = request.why_exact or "semantic matches are switched off"
+        return {**facts, "served": False, "why": f"no identical request, and {why}"}
+    state = cache.working_set.partition(request.partition.digest)
+    if state is None or state.index is None or not len(state.index):
+        why = "nothing is stored for this model, prompt context and caller yet"
+        return {**facts, "served": False, "why": why}
+    evidence, entries = cache.evidence(state, request, vector)
+    delta = tightest(cache.config.delta, request.delta) or cache.config.delta
+    # A fresh copy of what the policy knows is not needed: deciding changes nothing
+    # but its view of late traffic, by one request.
+    decision = state.policy.decide(evidence, delta, _NO_CHANCE - 1e-9)
+    result = {
+        **facts,
+        "policy": state.policy.name,
+        "entries_in_partition": evidence.size,
+        "delta": delta,
+        "neighbours": [
+            _neighbour(request, evidence, place, entry)
+            for place, entry in enumerate(entries)
+        ],
+    }
+    if decision.candidate is None:
+        why = "every near entry is forbidden by a lexical guard, or expired"
+        return {**result, "served": False, "why": why}
+    candidate = entries[decision.candidate]
+    result |= {
+        "stage": "semantic",
+        "entry": _shown(candidate),
+        "probability_right": decision.probability,
+        "features": [round(float(value), 5) for value in decision.features],
+    }
+    if decision.serve and cache.learner.may_serve(candidate, request):
+        return {**result, "served": True, "why": "the expected error is in the budget"}
+    if decision.serve:
+        why = "too few other clients have confirmed this entry"
+    elif decision.probability == 0.0:
+        why = "the policy has too few labels in this partition to serve anything yet"
+    else:
+        why = "the expected error would exceed the budget"
+    return {**result, "served": False, "why": why}
+
+
+def _neighbour(
+    request: CacheRequest, evidence: Evidence, place: int, entry: Entry
+) -> dict[str, Any]:
+    veto = None
+    if evidence.conflicts[place]:
+        veto = "its text is not known to this process"
+        if entry.signature is not None:
+            veto = guards.conflict(
+                guards.signature(request.text or ""), entry.signature
+            )
+    return {
+        **_shown(entry),
+        "class": entry.class_id,
+        "similarity": round(float(evidence.similarities[place]), 5),
+        "lexical_agreement": round(float(evidence.lexical[place]), 5),
+        "guard": veto,
+    }
+
+
+def _shown(entry: Entry) -> dict[str, Any]:
+    text = entry.text
+    return {
+        "entry_id": entry.entry_id,
+        "text": None if text is None else text[:_SHOWN_CHARS],
+        "answer": entry.stored.answer.text[:_SHOWN_CHARS],
+        "age_s": round(max(time.time() - entry.created_s, 0.0), 3),
+        "hits": entry.hits,
+    }

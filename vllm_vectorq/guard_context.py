@@ -11,11 +11,10 @@ from .guard_tokens import Token
 from .guard_units import UNITS
 from .guard_vocabulary import (
     AUX,
-    BREAK,
+    BOUNDARY,
     CONTENT,
     DATE,
     DETERMINER,
-    END,
     LIGHT,
     NUMBER,
     NUMBER_WORD,
@@ -33,7 +32,6 @@ from .guard_words import (
     words,
 )
 
-_BOUNDARY = END | BREAK
 _PARTICLE_TOKENS = 3
 _HEAD_TOKENS = 3
 # These are limits before a number and places or times elsewhere.
@@ -50,6 +48,9 @@ _HOW = {
     "far": "distance",
     "old": "age",
     "soon": "when",
+    "expensive": "amount",
+    "fast": "duration",
+    "quickly": "duration",
 }
 _WHEN = words("time date day")
 
@@ -108,7 +109,7 @@ def _with_particle(tokens: Sequence[Token], index: int) -> tuple[int, int]:
         taking = any(t.word in _TAKING for t in tokens[max(index - 6, 0) : index])
         earlier = range(index - 1, index - 2 if taking and index else index - 1, -1)
     for at in earlier:
-        if tokens[at].flags & _BOUNDARY:
+        if tokens[at].flags & BOUNDARY:
             break
         sides = OPPOSITES.get(f"{stem(tokens[at].word)}_{stem(particle)}")
         if sides is not None:
@@ -125,7 +126,7 @@ def read_relations(
         word = tokens[index].word
         if word == "to" and (
             index == 0
-            or tokens[index - 1].flags & _BOUNDARY
+            or tokens[index - 1].flags & BOUNDARY
             or tokens[index - 1].word in INFINITIVE_CUES
         ):
             continue
@@ -137,14 +138,14 @@ def read_relations(
 
 def _heads(tokens: Sequence[Token], index: int) -> frozenset[str]:
     heads: set[str] = set()
-    if tokens[index].flags & _BOUNDARY:
+    if tokens[index].flags & BOUNDARY:
         return frozenset()
     for token in tokens[index + 1 : index + 2 + _HEAD_TOKENS]:
         if token.flags & (CONTENT | LIGHT | NUMBER):
             heads.add(token.stem)
         elif heads or not token.flags & DETERMINER:
             break
-        if token.flags & _BOUNDARY:
+        if token.flags & BOUNDARY:
             break
     return frozenset(heads)
 
@@ -164,9 +165,39 @@ def read_scope(tokens: Sequence[Token], scopes: Sequence[int]) -> set[str]:
             found.add(word)
         elif word.startswith("ann"):
             found.add("yearly")
-        elif index and tokens[index - 1].word in _EACH:
+        elif _is_rate(tokens, index):
             found.add(FREQUENCIES[word])
     return found
+
+
+def _is_rate(tokens: Sequence[Token], index: int) -> bool:
+    """Whether a period is one that something repeats in: not in "half an hour"."""
+    if not index or tokens[index - 1].word not in _EACH:
+        return False
+    return index < 2 or tokens[index - 2].word != "half"
+
+
+def measures(tokens: Sequence[Token], questions: Sequence[int]) -> set[int]:
+    """Indices of words such as "long" in "how long", which are no subject."""
+    return {
+        index + 1
+        for index in questions
+        if tokens[index].word == "how"
+        and index + 1 < len(tokens)
+        and (tokens[index + 1].word in _HOW or _degree(tokens, index))
+    }
+
+
+def _degree(tokens: Sequence[Token], index: int) -> str:
+    """What "how" asks for: an amount, a time, or the degree in "how hard is it"."""
+    after = tokens[index + 1]
+    if after.word in _HOW:
+        return _HOW[after.word]
+    if after.word == "come":
+        return "why"
+    if after.flags & CONTENT and index + 2 < len(tokens):
+        return after.stem if tokens[index + 2].flags & AUX else ""
+    return ""
 
 
 def read_question(tokens: Sequence[Token], questions: Sequence[int]) -> str:
@@ -178,13 +209,13 @@ def read_question(tokens: Sequence[Token], questions: Sequence[int]) -> str:
     after = tokens[index + 1] if index + 1 < len(tokens) else None
     if word == "why":
         return "why"
-    if after is None or tokens[index].flags & _BOUNDARY:
+    if after is None or tokens[index].flags & BOUNDARY:
         return ""
     if word == "how":
-        return _HOW.get(after.word, "why" if after.word == "come" else "")
+        return _degree(tokens, index)
     if word == "what":
         return "when" if after.word in _WHEN else ""
     if word in ("when", "where") and after.flags & AUX:
         return word
-    starts = index == 0 or tokens[index - 1].flags & _BOUNDARY
+    starts = index == 0 or tokens[index - 1].flags & BOUNDARY
     return "who" if word == "who" and starts else ""

@@ -5,14 +5,17 @@
 from __future__ import annotations
 
 from .guard_names import NAMES
-from .guard_signature import Signature, Words
-from .guard_spelling import alike
-from .guard_stems import ACTION_OF
+from .guard_signature import Signature, Words, agreement
+from .guard_spelling import acronyms, alike, date_words, in_full
+from .guard_stems import ACTION_OF, concept
 
-_SAME_FRAME = 0.55
+_SAME_FRAME = 0.58
+_RELATED = 0.25
 _MOST_EXCHANGED = 3
 _MOST_ROTATED = 40
-_ACRONYM_CHARS = range(2, 6)
+# In otherwise the same sentence, these make another one of it.
+_TURNING = frozenset(("after", "before", "without", "until", "out", "off"))
+_PRICE = frozenset((concept("price"),))
 # Question words that may ask for the same.
 _COMPATIBLE = ({"when", "duration"}, {"who", "where"}, {"amount", "duration"})
 
@@ -20,42 +23,43 @@ _COMPATIBLE = ({"when", "duration"}, {"who", "where"}, {"amount", "duration"})
 def negation(a: Signature, b: Signature, near: bool) -> str:
     """Something is denied in one text that the other affirms."""
     if a.negated or b.negated:
-        mine = (a.negated - a.plain) & (b.plain - b.negated)
-        theirs = (b.negated - b.plain) & (a.plain - a.negated)
-        if mine or theirs:
+        mine = (a.negated - a.plain) & ((b.plain | b.light) - b.negated)
+        theirs = (b.negated - b.plain) & ((a.plain | a.light) - a.negated)
+        # "cannot make a transfer" and "can not transfer" deny the same.
+        unclear = a.negates and b.negates and not (a.negated and b.negated)
+        if (mine or theirs) and not (unclear and a.asks_negated == b.asks_negated):
             return "negation"
     if a.negates == b.negates:
         return ""
-    return "negation" if near or a.asks_negated or b.asks_negated else ""
+    asks = a.asks_negated or b.asks_negated
+    related = not (a.content and b.content) or agreement(a, b) >= _RELATED
+    return "negation" if near or (asks and related) else ""
 
 
 def opposites(a: Signature, b: Signature, near: bool) -> str:
     """One text says the opposite of a word of the other."""
     one_way = a.left & ~a.right & b.right & ~b.left
     other_way = a.right & ~a.left & b.left & ~b.right
-    return "opposites" if one_way or other_way else ""
+    turned = a.content == b.content and _turned(a.words ^ b.words)
+    return "opposites" if one_way or other_way or turned else ""
+
+
+def _turned(exchanged: Words) -> bool:
+    return len(exchanged) <= _MOST_EXCHANGED and not exchanged.isdisjoint(_TURNING)
 
 
 def entities(a: Signature, b: Signature, near: bool) -> str:
     """Names that the other text does not have."""
     if a.entities == b.entities:
         return ""
-    mine, theirs = a.entities - b.words, b.entities - a.words
-    if _abbreviates(mine, b) or _abbreviates(theirs, a):
-        return ""
+    mine = a.entities - b.words - acronyms(a, b) - in_full(b, a)
+    theirs = b.entities - a.words - acronyms(b, a) - in_full(a, b)
     mine, theirs = _not_misspelled(mine, a, b), _not_misspelled(theirs, b, a)
     return "entities" if (mine and theirs) or (near and (mine or theirs)) else ""
 
 
-def _abbreviates(names: Words, other: Signature) -> bool:
-    return any(
-        len(name) in _ACRONYM_CHARS and name in other.initials and name not in NAMES
-        for name in names
-    )
-
-
 def _not_misspelled(names: Words, one: Signature, other: Signature) -> Words:
-    unknown = other.content - one.content
+    unknown = (other.content - one.content) | date_words(other)
     return frozenset(
         name for name in names if name in NAMES or not alike(name, unknown)
     )
@@ -97,11 +101,22 @@ def scope(a: Signature, b: Signature, near: bool) -> str:
         return ""
     if (a.scope ^ b.scope) - {"all"} or a.people != b.people:
         return "scope"
+    if _narrows(a, b) or _narrows(b, a):
+        return "scope"
     if a.first_person == b.first_person:
+        return ""
+    if not _one_frame(a, b):
         return ""
     asker, other = (a, b) if a.first_person else (b, a)
     others = (other.content - asker.content) & other.nouns
     return "scope" if others and not asker.content - other.content else ""
+
+
+def _narrows(one: Signature, other: Signature) -> bool:
+    """Whether a text is the other with something added: "for trucks", "senior"."""
+    if not (one.content < other.content and one.words <= other.words):
+        return False
+    return not other.nouns <= one.content
 
 
 def subject(a: Signature, b: Signature, near: bool) -> str:
@@ -109,9 +124,10 @@ def subject(a: Signature, b: Signature, near: bool) -> str:
     mine, theirs = a.content - b.content, b.content - a.content
     if not 1 <= len(mine) <= _MOST_EXCHANGED or not 1 <= len(theirs) <= _MOST_EXCHANGED:
         return ""
-    shorter = min(len(a.words), len(b.words))
-    if len(a.words & b.words) < _SAME_FRAME * shorter:
+    if not _one_frame(a, b):
         return ""
+    mine = mine - acronyms(a, b) - in_full(b, a)
+    theirs = theirs - acronyms(b, a) - in_full(a, b)
     mine, theirs = _new_words(mine, theirs, b), _new_words(theirs, mine, a)
     if mine & a.nouns and theirs & b.nouns:
         return "subject"
@@ -122,8 +138,16 @@ def subject(a: Signature, b: Signature, near: bool) -> str:
     return ""
 
 
+def _one_frame(a: Signature, b: Signature) -> bool:
+    """Whether the texts are one sentence with few words exchanged."""
+    shorter = min(len(a.words), len(b.words))
+    return len(a.words & b.words) >= _SAME_FRAME * shorter
+
+
 def _new_words(mine: Words, theirs: Words, other: Signature) -> Words:
     line = other.line.replace(" ", "")
+    if other.question == "amount":
+        mine = mine - _PRICE  # "how much is it" asks for the price
     return frozenset(
         word
         for word in mine

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from .guard_units import CURRENCIES
 from .guard_words import words
 
 PLACES = words(
@@ -35,67 +36,6 @@ PEOPLES = words(
     "russian scottish serbian spanish swedish swiss tamil thai turkish ukrainian urdu "
     "vietnamese welsh"
 )
-CURRENCIES = {
-    "usd": "usd",
-    "dollar": "usd",
-    "eur": "eur",
-    "euro": "eur",
-    "gbp": "gbp",
-    "sterling": "gbp",
-    "quid": "gbp",
-    "jpy": "jpy",
-    "yen": "jpy",
-    "cny": "cny",
-    "yuan": "cny",
-    "rmb": "cny",
-    "chf": "chf",
-    "aud": "aud",
-    "cad": "cad",
-    "nzd": "nzd",
-    "inr": "inr",
-    "rupee": "inr",
-    "pln": "pln",
-    "zloty": "pln",
-    "sek": "sek",
-    "nok": "nok",
-    "dkk": "dkk",
-    "czk": "czk",
-    "huf": "huf",
-    "rub": "rub",
-    "ruble": "rub",
-    "brl": "brl",
-    "mxn": "mxn",
-    "zar": "zar",
-    "aed": "aed",
-    "sgd": "sgd",
-    "hkd": "hkd",
-    "krw": "krw",
-    "btc": "btc",
-    "bitcoin": "btc",
-    "eth": "eth",
-    "ethereum": "eth",
-}
-SYMBOLS = {
-    "£": "gbp",
-    "$": "usd",
-    "€": "eur",
-    "¥": "jpy",
-    "₹": "inr",
-    "₽": "rub",
-    "₩": "krw",
-    "₺": "try",
-    "₴": "uah",
-    "฿": "thb",
-    "us$": "usd",
-    "a$": "aud",
-    "au$": "aud",
-    "c$": "cad",
-    "ca$": "cad",
-    "nz$": "nzd",
-    "hk$": "hkd",
-    "s$": "sgd",
-    "%": "%",
-}
 # Spellings of one name.
 ALIASES = {
     "us": "usa",
@@ -115,14 +55,16 @@ WEEKDAYS = {
     **{"mon": "monday", "tue": "tuesday", "tues": "tuesday", "thu": "thursday"},
     **{"thur": "thursday", "thurs": "thursday", "fri": "friday"},
 }
+MONTH_NAMES = (
+    *("january", "february", "march", "april", "may", "june", "july"),
+    *("august", "september", "october", "november", "december"),
+)
 MONTHS = {
-    **{name: name for name in words("january february march april may june july")},
-    **{name: name for name in words("august september october november december")},
+    **{name: name for name in MONTH_NAMES},
     **{"jan": "january", "feb": "february", "mar": "march", "apr": "april"},
     **{"jun": "june", "jul": "july", "aug": "august", "sep": "september"},
     **{"sept": "september", "oct": "october", "nov": "november", "dec": "december"},
 }
-MONTH_NAMES = tuple(dict.fromkeys(MONTHS.values()))
 # Words that are months only where a month can stand.
 AMBIGUOUS_MONTHS = words("may march mar")
 MONTH_CUES = words("in of by since from until till to early late mid next last this")

@@ -11,25 +11,25 @@ from .guard_stems import concept
 from .guard_tokens import Token
 from .guard_vocabulary import (
     AUX,
-    BREAK,
+    BOUNDARY,
     CONTENT,
     DETERMINER,
-    END,
     LEXICAL,
     LIGHT,
     NEGATED_FORM,
+    NEGATOR,
     PERSONAL,
     negated_base,
 )
 from .guard_words import HEDGES, words
 
-_BOUNDARY = END | BREAK
 _CLAUSE_TOKENS = 30
 _SCOPE_TOKENS = 6
 _HEDGES = frozenset(map(concept, HEDGES))
 _ASKING = words("what which who whom whose where")
 _REPORTING = words("why how if unless because that since although though so but")
 # "no more than" and the like bound a quantity; they negate nothing.
+_STOPPING = words("stop stops stopped")
 _COMPARED = words("more less later earlier fewer")
 
 
@@ -55,7 +55,7 @@ def read_negation(tokens: Sequence[Token], negators: Sequence[int]) -> Negation:
     found = Negation()
     for index in negators:
         token = tokens[index]
-        if token.flags & NEGATED_FORM:
+        if token.flags & NEGATED_FORM and not token.flags & NEGATOR:
             found.negated.add(concept(negated_base(token.word)))
             continue
         if not _negates(tokens, index):
@@ -67,21 +67,22 @@ def read_negation(tokens: Sequence[Token], negators: Sequence[int]) -> Negation:
         found.present = True
         found.asks = found.asks or _asks(tokens, index)
         if target is not None:
-            found.targets.add(target)
-            if tokens[target].flags & CONTENT:
-                found.negated.add(root)
+            for at in _denied(tokens, target):
+                found.targets.add(at)
+                if tokens[at].flags & CONTENT:
+                    found.negated.add(tokens[at].stem)
     return found
 
 
 def _negates(tokens: Sequence[Token], index: int) -> bool:
     token = tokens[index]
-    last = index + 1 == len(tokens) or bool(token.flags & _BOUNDARY)
+    last = index + 1 == len(tokens) or bool(token.flags & BOUNDARY)
     after = "" if last else tokens[index + 1].word
     if token.word in ("no", "not"):
         two_later = tokens[index + 2].word if index + 2 < len(tokens) else ""
         if last or after == "only" or (after in _COMPARED and two_later == "than"):
             return False
-    if token.word == "stop":
+    if token.word in _STOPPING:
         return after.endswith("ing")
     return True
 
@@ -89,20 +90,34 @@ def _negates(tokens: Sequence[Token], index: int) -> bool:
 def _target(tokens: Sequence[Token], index: int) -> int | None:
     """The word that the negator at ``index`` negates."""
     first = index + 1
-    if tokens[index].flags & _BOUNDARY or first == len(tokens):
+    if tokens[index].flags & BOUNDARY or first == len(tokens):
         return None
     # "isn't my card working" negates the verb, not the subject.
     skip_subject = tokens[index].flags & AUX and tokens[first].flags & DETERMINER
-    subject: int | None = None
+    words_after: list[int] = []
     for at in range(first, min(first + _SCOPE_TOKENS, len(tokens))):
         token = tokens[at]
         if token.flags & (CONTENT | LIGHT) and token.word != "longer":
-            if not skip_subject or subject is not None:
+            words_after.append(at)
+            if not skip_subject or _looks_verbal(token):
                 return at
-            subject = at
-        if token.flags & _BOUNDARY:
+        if token.flags & BOUNDARY:
             break
-    return subject
+    return next(iter(words_after[1:] or words_after), None)
+
+
+def _looks_verbal(token: Token) -> bool:
+    return bool(token.flags & LIGHT) or token.word.endswith(("ing", "ed"))
+
+
+def _denied(tokens: Sequence[Token], target: int) -> list[int]:
+    """The negated word and, after "want to" and the like, the verb that follows."""
+    for at in range(target + 1, min(target + 3, len(tokens) - 1)):
+        if tokens[at - 1].flags & BOUNDARY or not tokens[target].flags & LIGHT:
+            break
+        if tokens[at].word == "to":
+            return [target, at + 1]
+    return [target]
 
 
 def _asks(tokens: Sequence[Token], index: int) -> bool:
@@ -111,7 +126,7 @@ def _asks(tokens: Sequence[Token], index: int) -> bool:
     while (
         start > 0
         and index - start < _CLAUSE_TOKENS
-        and not tokens[start - 1].flags & _BOUNDARY
+        and not tokens[start - 1].flags & BOUNDARY
     ):
         start -= 1
     if start == index:

@@ -6,15 +6,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
-from .guard_names import SYMBOLS
 from .guard_units import (
     GLUED_ONLY,
     MULTIPLIERS,
     NUMBER_WORDS,
     ORDINAL_ENDINGS,
     SCALES,
+    SYMBOLS,
     UNITS,
     VAGUE,
 )
@@ -28,6 +29,9 @@ _CLOCK = re.compile(r"(\d{1,2})([:.])(\d{2})(?::\d{2})?(am|pm|a\.m|p\.m|h)?")
 _MOST_DIGITS = 15
 _MOST_COMPARED = 400
 _HALF_DAY_MIN = 720
+NO_UNITS: frozenset[str] = frozenset()
+# "from 7 to 9 pm" leaves a unit out.
+_OFTEN_BARE = frozenset(("", "clock", "clock12"))
 # Units that a second, looser spelling may stand for.
 _LOOSE = ({"pound", "gbp"}, {"deg", "c"}, {"penny", "cent"})
 
@@ -187,15 +191,26 @@ def _continues(words: Sequence[str], index: int) -> bool:
     return index + 1 < len(words) and words[index + 1] in NUMBER_WORDS
 
 
-def same(one: Quantity, other: Quantity) -> bool:
-    """Whether two quantities may mean the same."""
+def same(one: Quantity, other: Quantity, strict: AbstractSet[str] = NO_UNITS) -> bool:
+    """Whether two quantities may mean the same.
+
+    Args:
+        one: A quantity of the one text.
+        other: A quantity of the other text.
+        strict: Units that a bare number does not stand for, as in "15% of 80".
+    """
     if one.unit == other.unit:
         return one.value == other.value
     units = {one.unit, other.unit}
+    if "" in units and not units.isdisjoint(strict):
+        return False
     if units == {"clock", "clock12"}:
         return float(one.value) % _HALF_DAY_MIN == float(other.value) % _HALF_DAY_MIN
     if units & {"clock", "clock12"}:
         return "" in units and one.raw % 12 == other.raw % 12
+    if units == {"pound", "g"}:
+        weight = one if one.unit == "g" else other
+        return weight.value == with_unit(one.raw + other.raw - weight.raw, "lb").value
     return ("" in units or units in _LOOSE) and one.raw == other.raw
 
 
@@ -204,13 +219,17 @@ def unmatched(mine: frozenset[Quantity], theirs: frozenset[Quantity]) -> list[Qu
     left = mine - theirs
     if len(left) * len(theirs) > _MOST_COMPARED:
         return list(left)
-    return [one for one in left if not any(same(one, other) for other in theirs)]
+    if not left:
+        return []
+    both = {q.unit for q in mine} & {q.unit for q in theirs}
+    strict = both - _OFTEN_BARE
+    return [q for q in left if not any(same(q, other, strict) for other in theirs)]
 
 
 def differ_in_unit(mine: list[Quantity], theirs: list[Quantity]) -> bool:
     """Whether a number is the same and only its unit is not."""
     return any(
-        one.raw == other.raw and one.unit != other.unit
+        one.raw == other.raw and {one.unit, other.unit} not in ({""}, {"clock"})
         for one in mine
         for other in theirs
     )

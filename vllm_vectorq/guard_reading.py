@@ -5,19 +5,27 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
+from dataclasses import replace
 
-from .guard_amounts import read_amounts, read_dates
-from .guard_context import read_opposites, read_question, read_relations, read_scope
-from .guard_names import LANGUAGES
+from .guard_amounts import read_amounts
+from .guard_context import (
+    measures,
+    read_opposites,
+    read_question,
+    read_relations,
+    read_scope,
+)
+from .guard_names import NAMES
 from .guard_negation import read_negation
 from .guard_signature import Signature
-from .guard_text import clean, script_of
+from .guard_text import clean, code_of, language_of, script_of
 from .guard_tokens import Token, tokens_of
+from .guard_units import NUMBER_WORDS
 from .guard_vocabulary import (
     AUX,
     BE,
+    BOUNDARY,
     BREAK,
     CAPITAL,
     CODE,
@@ -50,25 +58,19 @@ from .guard_vocabulary import (
 from .guard_words import INFINITIVE_CUES, words
 
 # Longer texts match only themselves: embedding models do not see their ends either.
-MAX_CHARS = 20_000
-_BOUNDARY = END | BREAK
+MAX_CHARS = 6_000
 _RESET = AUX | PRONOUN | QUESTION | NEGATOR
+# "20 euros" and "€20" have the same subject: none.
+_SUBJECT = CONTENT | LIGHT | NAME
 _INITIALS = 400
-_QUOTED = re.compile(r'"([^"\n]{1,200})"|`([^`\n]{1,200})`')
-_CODE_MARKS = (
-    *("==", "::", "</", "()", "();", "{", "};"),
-    *("!=", "&&", "||", "+=", "[]", ");", "/>"),
-)
-_OPERATOR = re.compile(
-    r"(?<=[\w)]) ?((?:(?<!\*)\*(?!\*)|[\^+=<>×÷√≤≥≠])+) ?(?=[\w(.\-])"  # noqa: RUF001
-    r"|(?<=[\d)]) ([-/]) (?=[\d(])"
-)
+_ACRONYM_CHARS = range(2, 6)
 _ORDINARY_ACRONYMS = words("ok id asap fyi faq am pm btw pls thx eg ie tv pc vs app")
 _MANY_CAPITALS = 4
+_NO_TITLE = FIRST_PERSON | DATE | UNIT | NUMBER_WORD
 
 
 def signature(text: str) -> Signature:
-    """Read a text once; linear in its length, and a digest beyond 20,000 characters."""
+    """Read a text once; linear in its length, and a digest beyond 6,000 characters."""
     if len(text) > MAX_CHARS:
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
         return Signature(line=digest, oversize=True)
@@ -80,15 +82,23 @@ def signature(text: str) -> Signature:
     ]
     marks = _marks(tokens)
     negation = read_negation(tokens, marks[NEGATOR])
-    left, right = read_opposites(tokens, marks[OPPOSED], negation.targets)
-    amounts = read_amounts(tokens, marks[NUMBER])
+    amounts = read_amounts(tokens, marks[NUMBER], marks[DATE])
+    opposed = [index for index in marks[OPPOSED] if index not in amounts.used]
+    left, right = read_opposites(tokens, opposed, negation.targets)
+    relations = read_relations(tokens, marks[RELATION])
+    asked = read_question(tokens, marks[QUESTION])
+    for index in amounts.used | measures(tokens, marks[QUESTION]):
+        token = tokens[index]
+        tokens[index] = replace(token, flags=token.flags & ~_SUBJECT)
     content = {token.stem for token in tokens if token.flags & CONTENT}
     every = frozenset(token.stem or token.word for token in tokens if token.word)
-    code, quotes, operators = _code(text)
+    code, quotes, operators = code_of(text)
+    ids = frozenset(tokens[index].stem for index in marks[CODE])
+    entities = frozenset(_entities(text, tokens))
     return Signature(
         line=" ".join(token.word for token in tokens if token.word),
         script=script_of(text),
-        language=_language(frozenset(token.word for token in tokens)),
+        language=language_of(frozenset(token.word for token in tokens)),
         words=every,
         content=frozenset(content),
         light=frozenset(token.stem for token in tokens if token.flags & LIGHT),
@@ -96,8 +106,8 @@ def signature(text: str) -> Signature:
         bare=_bare(tokens),
         quantities=frozenset(amounts.quantities),
         counted=frozenset(amounts.counted),
-        dates=frozenset(read_dates(tokens, marks[DATE])),
-        ids=frozenset(tokens[index].stem for index in marks[CODE]),
+        dates=frozenset(amounts.dates),
+        ids=ids,
         code=code,
         quotes=quotes,
         operators=operators,
@@ -107,13 +117,27 @@ def signature(text: str) -> Signature:
         negates=negation.present,
         left=left,
         right=right,
-        relations=read_relations(tokens, marks[RELATION]),
-        question=read_question(tokens, marks[QUESTION]),
+        relations=relations,
+        question=asked,
         scope=frozenset(read_scope(tokens, marks[SCOPE])),
         people=frozenset(tokens[index].stem for index in marks[PERSON]),
         first_person=any(token.flags & FIRST_PERSON for token in tokens),
-        entities=frozenset(_entities(text, tokens)),
-        initials="".join([t.word[0] for t in tokens if t.word][:_INITIALS]),
+        entities=entities,
+        acronyms=frozenset(filter(_is_short, entities | ids)),
+        initials=_initials(tokens),
+    )
+
+
+def _is_short(name: str) -> bool:
+    return len(name) in _ACRONYM_CHARS and name not in NAMES
+
+
+def _initials(tokens: Sequence[Token]) -> str:
+    """First letters for acronyms; number words give a digit, as in "2FA"."""
+    spoken = [token.word for token in tokens if token.word][:_INITIALS]
+    return "".join(
+        f"{NUMBER_WORDS[word]:.0f}"[0] if word in NUMBER_WORDS else word[0]
+        for word in spoken
     )
 
 
@@ -181,7 +205,7 @@ def _bare(tokens: Sequence[Token]) -> tuple[str, ...]:
             governed = True
         elif token.flags & _RESET:
             governed = False
-        if token.flags & _BOUNDARY:
+        if token.flags & BOUNDARY:
             governed = False
     return tuple(found)
 
@@ -211,36 +235,10 @@ def _entities(text: str, tokens: Sequence[Token]) -> set[str]:
                     spelled.add(token.stem)
             elif not flags & CAPITAL:
                 lower.add(token.stem)
-        elif flags & CAPITAL and not breaks and not flags & (FIRST_PERSON | DATE):
+        elif flags & CAPITAL and not breaks and not flags & _NO_TITLE:
             titled = titled or bool(token.text[1:].islower() and not flags & LIGHT)
         starts = bool(flags & END) or not token.word
         breaks = starts or bool(flags & BREAK)
     if titled or (len(spelled) >= _MANY_CAPITALS and not lower):
         return named
     return named | (spelled - lower)
-
-
-def _code(text: str) -> tuple[frozenset[str], frozenset[str], str]:
-    """Code, quoted strings and operators of a text."""
-    blocks: set[str] = set()
-    if "```" in text:
-        parts = text.split("```")
-        blocks = {"".join(part.split()) for part in parts[1::2]}
-        text = "\n".join(parts[::2])
-    for line in text.split("\n"):
-        if any(mark in line for mark in _CODE_MARKS):
-            blocks.add("".join(line.split()))
-    quotes = {
-        " ".join((quoted or inline).casefold().split())
-        for quoted, inline in _QUOTED.findall(text)
-    }
-    operators = "".join("".join(found) for found in _OPERATOR.findall(text))
-    return frozenset(blocks), frozenset(quotes), operators
-
-
-def _language(found: frozenset[str]) -> str:
-    counts = {name: len(found & members) for name, members in LANGUAGES.items()}
-    first, second = sorted(counts.values(), reverse=True)[:2]
-    if first < 2 or first == second:
-        return ""
-    return max(counts, key=counts.__getitem__)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
-"""What the lexical guards remember of a text."""
+"""What the lexical guards remember of a text, and how much two texts share."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from .guard_numbers import Quantity
 
 Words = frozenset[str]
 NO_WORDS: Words = frozenset()
+_LIGHT_WEIGHT = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class Signature:
         people: Kinds of people mentioned.
         first_person: Whether the asker is mentioned.
         entities: Names by their spelling.
+        acronyms: Short names and codes, which may be acronyms.
         initials: First letters of all words, for acronyms.
     """
 
@@ -78,4 +80,17 @@ class Signature:
     people: Words = NO_WORDS
     first_person: bool = False
     entities: Words = NO_WORDS
+    acronyms: Words = NO_WORDS
     initials: str = ""
+
+
+def agreement(a: Signature, b: Signature) -> float:
+    """Weighted share of content words that both texts have, in [0, 1]."""
+    content = len(a.content & b.content)
+    light = len(a.light & b.light)
+    either = len(a.content) + len(b.content) - content
+    either_light = len(a.light) + len(b.light) - light
+    total = either + _LIGHT_WEIGHT * either_light
+    if total == 0:
+        return 1.0 if a.line == b.line else 0.0
+    return (content + _LIGHT_WEIGHT * light) / total

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
-"""Tells a misspelling from another word, as well as spelling alone can."""
+"""Other spellings of one word: with a slip of the keyboard, or as an acronym."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
 from .guard_names import NAMES
+from .guard_signature import NO_WORDS, Signature, Words
+from .guard_stems import stem
+from .guard_vocabulary import look_up
 
 _SHORTEST = 5
 _MOST_CANDIDATES = 8
@@ -44,3 +47,34 @@ def _one_slip(one: str, other: str) -> bool:
         return True
     swapped = short[at : at + 2][::-1] == long[at : at + 2]
     return swapped and short[at + 2 :] == long[at + 2 :]
+
+
+def date_words(text: Signature) -> Words:
+    """Stems of the days and months of a text."""
+    return frozenset(stem(date.partition(":")[2]) for date in text.dates)
+
+
+def acronyms(one: Signature, other: Signature) -> Words:
+    """Acronyms of the one text that the other writes in full."""
+    if not one.acronyms:
+        return NO_WORDS
+    unknown = one.acronyms - other.words
+    return frozenset(name for name in unknown if _written_out(name, other))
+
+
+def in_full(one: Signature, other: Signature) -> Words:
+    """Stems of the other text that acronyms of the one stand for."""
+    names = acronyms(one, other)
+    if not names:
+        return NO_WORDS
+    return NO_WORDS.union(*(_written_out(name, other) for name in names))
+
+
+def _written_out(name: str, other: Signature) -> Words:
+    """Stems of the words with these first letters; none when they are no phrase."""
+    at = other.initials.find(name)
+    if at < 0:
+        return NO_WORDS
+    spoken = other.line.split(" ")[at : at + len(name)]
+    roots = [look_up(word)[0] for word in spoken]
+    return frozenset(roots) if roots[0] and roots[-1] else NO_WORDS

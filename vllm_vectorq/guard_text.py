@@ -7,6 +7,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from .guard_names import LANGUAGES
+
 # First code point of each run of ten decimal digits that NFKC leaves alone.
 _ZEROS = (
     *(0x0660, 0x06F0, 0x07C0, 0x0966, 0x09E6, 0x0A66, 0x0AE6, 0x0B66, 0x0BE6),
@@ -58,6 +60,15 @@ _SCRIPTS = (
     (0x32000, "han"),
 )
 _SCRIPT_SAMPLE_CHARS = 2000
+_QUOTED = re.compile(r'"([^"\n]{1,200})"|`([^`\n]{1,200})`')
+_CODE_MARKS = (
+    *("==", "::", "</", "()", "();", "{", "};"),
+    *("!=", "&&", "||", "+=", "[]", ");", "/>"),
+)
+_OPERATOR = re.compile(
+    r"(?<=[\w)]) ?((?:(?<!\*)\*(?!\*)|[\^+=<>×÷√≤≥≠])+) ?(?=[\w(.\-])"  # noqa: RUF001
+    r"|(?<=[\d)]) ([-/]) (?=[\d(])"
+)
 
 
 def clean(text: str) -> str:
@@ -83,10 +94,37 @@ def script_of(text: str) -> str:
 
 def mixes_scripts(word: str) -> bool:
     """Whether Latin letters are mixed with lookalikes from Greek or Cyrillic."""
-    names = {_script(character) for character in word if character.isalpha()}
+    names = {_script(character) for character in set(word) if character.isalpha()}
     return "latin" in names and bool(names & {"greek", "cyrillic"})
 
 
 def _script(letter: str) -> str:
     code = ord(letter)
     return next((name for end, name in _SCRIPTS if code < end), "other")
+
+
+def code_of(text: str) -> tuple[frozenset[str], frozenset[str], str]:
+    """Code, quoted strings and operators of a text."""
+    blocks: set[str] = set()
+    if "```" in text:
+        parts = text.split("```")
+        blocks = {"".join(part.split()) for part in parts[1::2]}
+        text = "\n".join(parts[::2])
+    for line in text.split("\n"):
+        if any(mark in line for mark in _CODE_MARKS):
+            blocks.add("".join(line.split()))
+    quotes = {
+        " ".join((quoted or inline).casefold().split())
+        for quoted, inline in _QUOTED.findall(text)
+    }
+    operators = "".join("".join(found) for found in _OPERATOR.findall(text))
+    return frozenset(blocks), frozenset(quotes), operators
+
+
+def language_of(found: frozenset[str]) -> str:
+    """Language that most of these words point to; empty when unsure."""
+    counts = {name: len(found & members) for name, members in LANGUAGES.items()}
+    first, second = sorted(counts.values(), reverse=True)[:2]
+    if first < 2 or first == second:
+        return ""
+    return max(counts, key=counts.__getitem__)

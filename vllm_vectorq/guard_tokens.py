@@ -13,6 +13,7 @@ from .guard_numbers import Quantity, read_written
 from .guard_text import mixes_scripts
 from .guard_vocabulary import (
     AUX,
+    BOUNDARY,
     BREAK,
     CAPITAL,
     CODE,
@@ -23,9 +24,10 @@ from .guard_vocabulary import (
     PRONOUN,
     QUESTION,
     STRONG_CAPITAL,
+    UNIT,
     look_up,
 )
-from .guard_words import CONTRACTED_NEGATORS
+from .guard_words import CONTRACTED_NEGATORS, COURTESIES
 
 _CACHED_CHUNK_CHARS = 40
 _CHUNK_CACHE = 1 << 14
@@ -41,24 +43,16 @@ _EXTENSIONS = (
 )
 _FILE = re.compile(r"[\w-]{0,60}\.(?:" + "|".join(_EXTENSIONS.split()) + ")")
 _HEX = re.compile(r"(?=.*\d)(?=.*[a-f])[0-9a-f]{7,}")
-_ISO_DATE = re.compile(r"(\d{4})-(\d{1,2})-(\d{1,2})(?:t.{0,20})?")
+_ISO_DATE = re.compile(r"(\d{4})([-/])(0?[1-9]|1[0-2])\2([0-3]?\d)(?:t.{0,20})?")
 _LETTERS_DIGITS = re.compile(r"[a-z]+[-_]?\d+[a-z]?|\d+[a-z]+")
 _LANGUAGE_NAME = re.compile(r"[A-Za-z]{1,2}(?:\+\+|#)")
 _UPPER_CODE = re.compile(r"[A-Z]{1,5}-?\d[\dA-Z-]*|\d+-[A-Z]{2,}[\dA-Z-]*")
 _NEGATING_CHARACTERS = frozenset("不没沒無未別别勿")
 _CLITICS = {"s": "is", "m": "am", "re": "are", "ll": "will", "d": "would", "ve": "have"}
 _FUSED = {
-    "whats": "what's",
-    "hows": "how's",
-    "wheres": "where's",
-    "whos": "who's",
-    "whens": "when's",
-    "im": "i'm",
-    "ive": "i've",
-    "youre": "you're",
-    "theyre": "they're",
-    "theres": "there's",
-    "thats": "that's",
+    **{"whats": "what's", "hows": "how's", "wheres": "where's", "whos": "who's"},
+    **{"whens": "when's", "im": "i'm", "ive": "i've", "youre": "you're"},
+    **{"theyre": "they're", "theres": "there's", "thats": "that's"},
 }
 
 
@@ -89,7 +83,20 @@ def tokens_of(text: str) -> list[Token]:
             tokens += _cached(chunk)
         else:
             tokens += _chunk(chunk)
-    return tokens
+    return _without_courtesies(tokens)
+
+
+def _without_courtesies(tokens: list[Token]) -> list[Token]:
+    """The tokens outside clauses such as "Good morning team," and "Thanks!"."""
+    kept: list[Token] = []
+    start = 0
+    for at, token in enumerate(tokens):
+        if token.flags & BOUNDARY or at + 1 == len(tokens):
+            clause = tokens[start : at + 1]
+            if not all(part.word in COURTESIES for part in clause):
+                kept += clause
+            start = at + 1
+    return kept or tokens
 
 
 def _chunk(chunk: str) -> tuple[Token, ...]:
@@ -128,7 +135,7 @@ def _core(core: str) -> tuple[Token, ...]:
         return (_identifier(core),)
     if "-" in core.strip("-") or "/" in core.strip("/"):
         return _parts(core)
-    if len(core) == 1 and look_up(core)[1]:
+    if len(core) == 1 and (look_up(core)[1] & UNIT or not core.isascii()):
         return (_looked_up(core, 0),)
     return _pieces(core)
 
@@ -201,8 +208,8 @@ def _with_apostrophe(core: str) -> tuple[Token, ...]:
 def _with_digits(core: str) -> tuple[Token, ...]:
     low = core.casefold()
     if date := _ISO_DATE.fullmatch(low):
-        year, month, day = date.groups()
-        name = MONTH_NAMES[(int(month) - 1) % 12]
+        year, _, month, day = date.groups()
+        name = MONTH_NAMES[int(month) - 1]
         return (*_core(day), _looked_up(name, 0), *_core(year))
     if quantity := read_written(low):
         return (Token(core, low, str(quantity.value), NUMBER, quantity),)

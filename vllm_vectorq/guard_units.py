@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from .guard_names import CURRENCIES, SYMBOLS
 from .guard_words import words
 
 _DAY_S = 86_400.0
@@ -13,6 +12,7 @@ _YEAR_S = 365.2425 * _DAY_S
 # Base unit -> factor to it -> names.
 _MEASURES: dict[str, dict[float, str]] = {
     "g": {
+        1e-6: "mcg microgram microgramme µg μg ug",
         1e-3: "mg milligram milligramme",
         1.0: "g gram gramme gr",
         1e3: "kg kilo kilogram kilogramme kgs",
@@ -100,6 +100,25 @@ _MEASURES: dict[str, dict[float, str]] = {
     "cent": {1.0: "cent"},
     "pound": {1.0: "pound"},
 }
+# Currency -> its other names.
+_CURRENCY_NAMES = {
+    **{"usd": "dollar", "eur": "euro", "gbp": "sterling quid", "jpy": "yen"},
+    **{"cny": "yuan rmb", "inr": "rupee", "pln": "zloty", "rub": "ruble"},
+    **{"btc": "bitcoin", "eth": "ethereum"},
+    **dict.fromkeys(words("chf aud cad nzd sek nok dkk czk huf brl mxn zar"), ""),
+    **dict.fromkeys(words("aed sgd hkd krw uah thb"), ""),
+}
+CURRENCIES = {
+    name: currency
+    for currency, others in _CURRENCY_NAMES.items()
+    for name in (currency, *others.split())
+}
+SYMBOLS = {
+    **{"£": "gbp", "$": "usd", "€": "eur", "¥": "jpy", "₹": "inr", "₽": "rub"},
+    **{"₩": "krw", "₺": "try", "₴": "uah", "฿": "thb", "us$": "usd", "a$": "aud"},
+    **{"au$": "aud", "c$": "cad", "ca$": "cad", "nz$": "nzd", "hk$": "hkd"},
+    **{"s$": "sgd", "%": "%"},
+}
 UNITS: dict[str, tuple[str, float]] = {
     name: (base, factor)
     for base, scales in _MEASURES.items()
@@ -124,47 +143,18 @@ MULTIPLIERS = {
 }
 ORDINAL_ENDINGS = frozenset(("st", "nd", "rd", "th"))
 
-_SMALL = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
-_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-_ORDINALS = [
-    "first",
-    "second",
-    "third",
-    "fourth",
-    "fifth",
-    "sixth",
-    "seventh",
-    "eighth",
-    "ninth",
-    "tenth",
-    "eleventh",
-    "twelfth",
-]
+_SMALL = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen "
+    "fourteen fifteen sixteen seventeen eighteen nineteen"
+)
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_ORDINALS = (
+    "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth"
+)
 NUMBER_WORDS: dict[str, float] = (
-    {word: float(value) for value, word in enumerate(_SMALL)}
-    | {word: 20.0 + 10 * index for index, word in enumerate(_TENS)}
-    | {word: 1.0 + index for index, word in enumerate(_ORDINALS)}
+    {word: float(value) for value, word in enumerate(_SMALL.split())}
+    | {word: 20.0 + 10 * index for index, word in enumerate(_TENS.split())}
+    | {word: 1.0 + index for index, word in enumerate(_ORDINALS.split())}
     | {"half": 0.5, "dozen": 12.0, "couple": 2.0, "twice": 2.0, "single": 1.0}
 )
 SCALES = {

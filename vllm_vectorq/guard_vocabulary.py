@@ -10,7 +10,7 @@ from . import guard_names as names
 from . import guard_words as lists
 from .guard_numbers import unit_name
 from .guard_stems import OPPOSITES, concept, stem
-from .guard_units import NUMBER_WORDS, SCALES
+from .guard_units import CURRENCIES, NUMBER_WORDS, SCALES, UNITS
 
 _BITS = [1 << number for number in range(30)]
 (
@@ -46,6 +46,7 @@ _BITS = [1 << number for number in range(30)]
     FILLER,  # says nothing at all
 ) = _BITS
 
+BOUNDARY = END | BREAK
 # Tokens that more than the bag of words is made from.
 MARKED = (
     NUMBER | NUMBER_WORD | DATE | OPPOSED | SCOPE | RELATION | PERSON | NAME | NEGATOR
@@ -76,7 +77,7 @@ _SCOPE = lists.ONLY | lists.EXCEPT | lists.RESTRICTIVE | lists.FREQUENCY_WORDS
 _SCOPE |= lists.ALL | frozenset(lists.FREQUENCIES)
 _CALENDAR = frozenset(names.WEEKDAYS) | frozenset(names.MONTHS) | names.RELATIVE_DAYS
 _CALENDAR |= names.DAY_PARTS | names.SEASONS | names.HOLIDAYS | names.PERIOD_CUES
-_LEXICAL = lists.LEXICAL_NEGATORS | lists.words("without stop")
+_LEXICAL = lists.LEXICAL_NEGATORS | lists.words("without stop stops stopped")
 _NOT_NEGATED = lists.words(lists.NOT_NEGATED)
 _NEGATED = {
     prefix + base: base
@@ -126,13 +127,16 @@ def look_up(word: str) -> tuple[str, int]:
     if word in names.NAMES or singular in names.NAMES:
         return _name(word, singular), flags | NAME | CONTENT
     meaning = concept(word)
+    if flags & UNIT:
+        base, factor = UNITS[unit_name(word, glued=False) or word]
+        meaning = f"{factor:g}{base}"
     if meaning in _PEOPLE:
         flags |= PERSON
     return meaning, flags | (LIGHT if root in _LIGHT else CONTENT)
 
 
 def _name(word: str, singular: str) -> str:
-    currency = names.CURRENCIES.get(word) or names.CURRENCIES.get(singular)
+    currency = CURRENCIES.get(word) or CURRENCIES.get(singular)
     return currency or names.ALIASES.get(word, word)
 
 

@@ -44,6 +44,14 @@ ADVERBS = words(
     "no nor never way back together today tonight tomorrow yesterday possibly "
     "generally usually normally always hence therefore however anyway once twice due"
 )
+# A clause of nothing but these is polite and asks nothing; the empty word is a mark.
+COURTESIES = words(
+    "hi hello hey dear greetings good morning afternoon evening there team everyone "
+    "all folks guys sir madam mate thanks thank thx cheers you so very much many a lot "
+    "in advance for your the help time any would be is appreciated sorry excuse me to "
+    "bother please quick question just kind best regards wishes i was am wondering "
+    "when have get chance moment minute"
+) | {""}
 FILLERS = words(
     "um uh er erm hmm hm ah oh ok okay hi hello hey dear greetings thanks thank thx "
     "cheers sorry please pls plz kindly bother excuse pardon wondering regards yes "
@@ -56,7 +64,8 @@ LIGHT = words(
     "know tell say ask explain help assist try use see look think seem happen keep "
     "able possible available way process step steps method procedure best thing kind "
     "type sort anything something someone people person possible mean stay work out "
-    "hope advise inform provide offer wonder question answer info information detail "
+    "common usual typical hope advise inform provide offer wonder question answer info "
+    "information detail "
     "going gonna wanna guess sure able involve allow arrange"
 )
 # After these a "to" opens a purpose or wish, so a verb follows.
@@ -69,7 +78,7 @@ INFINITIVE_CUES = words(
 
 NEGATORS = words("not cannot never without neither nor none nobody nothing nowhere no")
 LEXICAL_NEGATORS = words(
-    "non avoid avoids avoiding avoided refuse refuses refused unable hardly rarely "
+    "non avoid avoids avoiding avoided miss misses unable hardly rarely "
     "seldom lack lacks lacking prevent prevents preventing"
 )
 FOREIGN_NEGATORS = words(
@@ -105,7 +114,7 @@ EXCEPT = words("except excluding excepting")
 RESTRICTIVE = words(
     "joint extended temporary permanent international domestic self partial virtual "
     "disposable premium express secondary interim provisional additional "
-    "conditional emergency commercial"
+    "conditional emergency commercial someone somebody"
 )
 FREQUENCIES = {
     "hour": "hourly",

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 from .guard_numbers import Quantity, differ_in_unit, unmatched
 from .guard_signature import Signature, Words
-from .guard_spelling import alike
+from .guard_spelling import acronyms, alike
+from .guard_stems import stem
+from .guard_text import mixes_scripts
 
 _DAY_KINDS = {"soon": "day", "when": "day"}
 _DECISIVE_DATES = ("day:", "when:", "month:", "holiday:")
@@ -21,7 +23,9 @@ def language(a: Signature, b: Signature, near: bool) -> str:
 
 def code(a: Signature, b: Signature, near: bool) -> str:
     """Other code or another quotation."""
-    if a.code != b.code or (near and a.operators != b.operators):
+    if a.code != b.code:
+        return "code"
+    if a.operators != b.operators and (near or (a.operators and b.operators)):
         return "code"
     if a.quotes == b.quotes:
         return ""
@@ -35,12 +39,14 @@ def ids(a: Signature, b: Signature, near: bool) -> str:
     if a.ids == b.ids:
         return ""
     mine, theirs = _without_spaces(a, b), _without_spaces(b, a)
+    if any(not name.isascii() and mixes_scripts(name) for name in (*mine, *theirs)):
+        return "ids"  # "cancel" with a letter that only looks right
     return "ids" if (mine and theirs) or (near and (mine or theirs)) else ""
 
 
 def _without_spaces(one: Signature, other: Signature) -> list[str]:
     """Identifiers of the one text that the other does not even write in parts."""
-    left = one.ids - other.ids
+    left = one.ids - other.ids - acronyms(one, other)
     line = other.line.replace(" ", "") if left else ""
     return [name for name in left if name not in line and not _counts(name, other)]
 
@@ -107,5 +113,5 @@ def _unspelled(one: Signature, other: Signature) -> Words:
     left = one.dates - other.dates
     unknown = other.content - one.content
     return frozenset(
-        date for date in left if not alike(date.partition(":")[2], unknown)
+        date for date in left if not alike(stem(date.partition(":")[2]), unknown)
     )

@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from . import guards
@@ -24,7 +24,7 @@ from .error_estimate import ServedErrorEstimator
 from .explanation import explain
 from .faults import Faults
 from .judge import Verdict
-from .learner import Learner
+from .learner import FEEDBACK, Learner
 from .lexical_evidence import lexical_evidence
 from .metrics import CacheMetrics
 from .partition_state import PartitionState
@@ -68,6 +68,7 @@ class SemanticCache:
         faults: Where to report faults of ours.
         secret: Key for hashing callers.
         served_errors: Running estimate of the errors served.
+        embedding_name: Fingerprint of the embedding model; empty without one.
         on_close: Called by :meth:`close`.
         clock: Unix time in seconds.
         uniform: Random numbers in [0, 1) for exploration.
@@ -83,6 +84,7 @@ class SemanticCache:
         faults: Faults,
         secret: bytes,
         served_errors: ServedErrorEstimator,
+        embedding_name: str = "",
         on_close: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
         uniform: Callable[[], float] = random.random,
@@ -96,6 +98,7 @@ class SemanticCache:
         self.secret = secret
         self.served_errors = served_errors
         self.served = ServedHits()
+        self.embedding_name = embedding_name
         self._on_close = on_close
         self._clock = clock
         self._uniform = uniform
@@ -159,7 +162,7 @@ class SemanticCache:
             hit = None if vector is None else self._decide(request, vector, ticket)
         except Exception as error:
             self.faults.report("decide", error)
-            return None, ticket
+            hit = None
         if hit is not None:
             return hit, None
         self.metrics.miss()
@@ -186,7 +189,11 @@ class SemanticCache:
             return None
         entry = entries[decision.candidate]
         ticket.candidate = entry
-        if not decision.serve or not self.learner.may_serve(entry, request):
+        if not self.learner.may_serve(entry, request):
+            # No chance is involved in exploring it, so it is no audit.
+            ticket.decision = replace(decision, serve=False, propensity=1.0)
+            return None
+        if not decision.serve:
             return None
         similarity = float(evidence.similarities[decision.candidate])
         self.served.note(entry.entry_id, request.principal, decision)
@@ -287,7 +294,7 @@ class SemanticCache:
             return None
         decision = self.served.take(entry_id, principal)
         if decision is not None:
-            verdict = Verdict(right, 1.0, "feedback")
+            verdict = Verdict(right, 1.0, FEEDBACK)
             return self.learner.teach(entry, decision, verdict, principal)
         if not right and entry.principal == principal:
             self.working_set.remove([entry_id], "feedback")
@@ -324,15 +331,15 @@ class SemanticCache:
 
     async def explain(self, request: CacheRequest) -> dict[str, Any]:
         """Say what would be served for a request, and why; changes nothing."""
-        vector = None
+        vector, why_none = None, request.why_exact
         if self.embedding is not None and request.text is not None:
             try:
                 vector = await self.embedding.embed(
                     request.text, self.config.embedding_deadline_s
                 )
-            except EmbeddingRefused as reason:
-                return {"served": False, "why": f"no embedding: {reason}"}
-        return explain(self, request, vector)
+            except Exception as reason:
+                why_none = f"its text has no embedding: {reason}"
+        return explain(self, request, vector, why_none)
 
     def close(self) -> None:
         """Stop; what was learned is in the store afterwards."""

@@ -29,11 +29,13 @@ class Cache(Protocol):
     Attributes:
         config: The operator's options.
         secret: Key for hashing callers.
+        embedding_name: Fingerprint of the embedding model; empty without one.
         metrics: Counters.
     """
 
     config: VectorQConfig
     secret: bytes
+    embedding_name: str
 
     @property
     def metrics(self) -> Metrics:

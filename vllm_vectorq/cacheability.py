@@ -147,7 +147,7 @@ def deployment_warnings(
         found.append(
             f"vectorq: {api_servers} API servers keep separate caches, so hit rates "
             "are lower than with one; use --api-server-count 1 or a store that they "
-            "share, for instance --additional-config.vectorq.store sqlite."
+            "share, for instance --additional-config.vectorq.store postgresql://..."
         )
     if grpc and separates_tenants:
         found.append(

@@ -76,6 +76,25 @@ COUPLED_SYMBOLS: dict[str, tuple[str, ...]] = {
     ),
     # http_identity
     "vllm.entrypoints.launchers.app:init_entrypoints_middleware": ("args", "app"),
+    # admin_api
+    "vllm.plugins.endpoint_plugins.interface:EndpointPlugin.attach_router": (
+        *("self", "app"),
+    ),
+    "vllm.plugins.endpoint_plugins.interface:EndpointPlugin.init_state": (
+        *("self", "engine_client", "state", "args"),
+    ),
+    # admin_rehearsal
+    "vllm.entrypoints.openai.chat_completion.protocol:ChatCompletionRequest": (
+        *("model", "messages"),
+    ),
+    "vllm.entrypoints.openai.completion.protocol:CompletionRequest": (
+        *("model", "prompt"),
+    ),
+    "vllm.entrypoints.openai.chat_completion.serving:"
+    "OpenAIServingChat.create_chat_completion": ("self", "request"),
+    "vllm.entrypoints.openai.completion.serving:"
+    "OpenAIServingCompletion.create_completion": ("self", "request"),
+    "vllm.entrypoints.serve.engine.protocol:ErrorResponse": ("error",),
     # hit_output
     "vllm.outputs:RequestOutput": (
         *("request_id", "prompt", "prompt_token_ids", "prompt_logprobs", "outputs"),

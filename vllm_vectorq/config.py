@@ -65,7 +65,7 @@ class VectorQConfig:
     policy: str = "suite"
     delta: float = 0.02
     hit_delta: float = 0.05
-    audit: float = 0.02
+    audit: float = 0.015
     static_threshold: float = 0.95
     namespace: str = "default"
     tenants: str = "api_key"
@@ -117,6 +117,8 @@ class VectorQConfig:
         for judge in judges:
             if judge not in JUDGES:
                 raise _wrong("judges", judge, f"choose {_either(JUDGES)}")
+        if len(set(judges)) < len(judges):
+            raise _wrong("judges", judges, "give each judge once")
         if "cross_encoder" in judges and not self.cross_encoder_model:
             raise _wrong(
                 "judges",
@@ -144,9 +146,13 @@ class VectorQConfig:
         return cls(**options)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for the log and the admin route, without the secret."""
+        """Plain values for the log and the admin route, without secrets."""
+        # Here, as this module is imported where nothing is enabled.
+        from .store import without_password
+
         values = asdict(self)
         values["secret"] = "set" if self.secret else ""
+        values["store"] = without_password(self.store)
         return values
 
 

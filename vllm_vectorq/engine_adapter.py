@@ -48,6 +48,30 @@ class GenerateCall:
     lora: Any = None
     reasoning: Mapping[str, object] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> GenerateCall:
+        """Read the arguments of ``generate``, by name."""
+        steering = ("reasoning_ended", "reasoning_parser_kwargs")
+        return cls(
+            prompt=given["prompt"],
+            params=given["sampling_params"],
+            lora=given.get("lora_request"),
+            reasoning={n: given[n] for n in steering if given.get(n) is not None},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LeftAlone:
+    """A call that the cache does not answer.
+
+    Attributes:
+        reason: Why.
+        detail: What was wrong in particular; may be empty.
+    """
+
+    reason: Bypass
+    detail: str = ""
+
 
 @dataclass(frozen=True, slots=True)
 class Planned:
@@ -96,23 +120,27 @@ class EngineAdapter:
 
     def plan(self, call: GenerateCall) -> Planned | None:
         """Return what the cache may do for a call; None to leave it alone."""
-        http = current_call.get()
-        planned: Planned | Bypass
-        try:
-            planned = self._plan(call, http)
-        except MalformedControlError:
-            planned = Bypass.MALFORMED_CONTROL
-        except UnkeyableError:
-            planned = Bypass.UNKEYABLE
-        except Exception as error:
-            self.cache.fault("plan", error)
-            planned = Bypass.FAULT
+        planned = self.consider(call)
         if isinstance(planned, Planned):
             return planned
-        self.cache.metrics.bypass(planned.value)
+        self.cache.metrics.bypass(planned.reason.value)
+        http = current_call.get()
         if http is not None:
-            http.outcomes.append(Outcome("bypass", reason=planned.value))
+            http.outcomes.append(Outcome("bypass", reason=planned.reason.value))
         return None
+
+    def consider(self, call: GenerateCall) -> Planned | LeftAlone:
+        """The same, for somebody who only wants to know: nothing is counted."""
+        try:
+            planned = self._plan(call, current_call.get())
+        except MalformedControlError as error:
+            return LeftAlone(Bypass.MALFORMED_CONTROL, str(error))
+        except UnkeyableError as error:
+            return LeftAlone(Bypass.UNKEYABLE, str(error))
+        except Exception as error:
+            self.cache.fault("plan", error)
+            return LeftAlone(Bypass.FAULT)
+        return planned if isinstance(planned, Planned) else LeftAlone(planned)
 
     def _plan(self, call: GenerateCall, http: HttpCall | None) -> Planned | Bypass:
         if not is_sampling(call.params):
@@ -147,6 +175,7 @@ class EngineAdapter:
         return Scope(
             facts={
                 "namespace": config.namespace,
+                "embedding": self.cache.embedding_name,
                 "tenant": "" if http is None else http.tenant,
                 **self.version.facts(lora),
             },

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from . import guards
 from .guards import Signature
 from .partition_state import PartitionState
 from .request import Answer
@@ -17,6 +18,8 @@ from .request import Answer
 # An entry beside its text, vector and answer: object, two dictionary slots, heap
 # and index bookkeeping. Measured by the latency benchmark.
 OVERHEAD_BYTES = 700
+# A signature of the lexical guards, on average.
+SIGNATURE_BYTES = 6_000
 SAMPLE = 32
 
 
@@ -39,7 +42,6 @@ class Entry:
     """A stored request.
 
     Attributes:
-        signature: What the lexical guards compare; None for exact-only entries.
         indexed: Whether the partition's index holds its vector.
         hits: Times it was served.
         last_used_s: Time of the last hit, or of creation.
@@ -49,7 +51,6 @@ class Entry:
     partition: PartitionState
     exact_key: bytes
     text: str | None
-    signature: Signature | None
     class_id: int
     stored: StoredAnswer
     created_s: float
@@ -58,6 +59,17 @@ class Entry:
     indexed: bool = False
     hits: int = 0
     last_used_s: float = 0.0
+    _signature: Signature | None = None
+
+    @property
+    def signature(self) -> Signature | None:
+        """What the lexical guards compare; None when the text is not known.
+
+        Made when it is first asked for, so that a large store loads quickly.
+        """
+        if self._signature is None and self.text is not None:
+            self._signature = guards.signature(self.text)
+        return self._signature
 
     def size_bytes(self) -> int:
         """Memory this entry takes; a shared answer counts in full, so it is an upper
@@ -65,7 +77,8 @@ class Entry:
         """  # noqa: D205
         text = 2 * len(self.text) if self.text else 0
         vector = 4 * self.partition.dimensions if self.indexed else 0
-        return OVERHEAD_BYTES + text + vector + self.stored.size_bytes
+        signature = SIGNATURE_BYTES if self.indexed and self.text else 0
+        return OVERHEAD_BYTES + text + vector + signature + self.stored.size_bytes
 
     def worth(self, now_s: float) -> float:
         """Model time it is expected to save per byte and second of age."""
@@ -133,14 +146,19 @@ class EntryTable:
     def remove(self, entry_ids: Iterable[int]) -> list[Entry]:
         """Remove entries; return those that were there."""
         with self._lock:
-            found = [e for i in entry_ids if (e := self._by_id.get(i)) is not None]
-            for entry in found:
+            found = {
+                entry_id: entry
+                for entry_id in entry_ids
+                if (entry := self._by_id.get(entry_id)) is not None
+            }
+            for entry in found.values():
                 self._remove(entry)
-            return found
+            return list(found.values())
 
     def expired(self, now_s: float, at_most: int = 1000) -> list[int]:
         """Ids of entries whose time is over, oldest first."""
-        found: list[int] = []
+        # Once each: an entry that left and came back is in the heap twice.
+        found: dict[int, None] = {}
         with self._lock:
             while self._expiry and len(found) < at_most:
                 expires_s, entry_id = self._expiry[0]
@@ -148,8 +166,8 @@ class EntryTable:
                     break
                 heapq.heappop(self._expiry)
                 if entry_id in self._by_id:
-                    found.append(entry_id)
-        return found
+                    found[entry_id] = None
+        return list(found)
 
     def victims(self, n: int, now_s: float) -> list[int]:
         """Ids of ``n`` entries of little worth.

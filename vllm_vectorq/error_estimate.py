@@ -72,7 +72,8 @@ class ServedErrorEstimator:
 
     def estimate(self) -> ErrorEstimate:
         """The estimate now; the interval is [0, 1] without any audit."""
-        if self._weight <= 0.0:
+        # The square is the first to vanish when all evidence is old.
+        if self._weight_squared <= 0.0:
             return ErrorEstimate(0.0, 0.0, 0.0, 1.0, self._audits, 0.0)
         share = self._wrong / self._weight
         effective = self._weight**2 / self._weight_squared

@@ -17,20 +17,26 @@ from .tightening import tightest
 if TYPE_CHECKING:
     from .cache import SemanticCache
 
-# An explanation never explores.
-_NO_CHANCE = 1.0
+# The largest chance there is: an explanation never explores.
+_NO_EXPLORATION = 1.0 - 1e-9
 _SHOWN_CHARS = 200
 
 
 def explain(
-    cache: SemanticCache, request: CacheRequest, vector: Vector | None
+    cache: SemanticCache,
+    request: CacheRequest,
+    vector: Vector | None,
+    why_none: str = "",
 ) -> dict[str, Any]:
     """Say what would be served for a request, and why.
+
+    Nothing changes but the policy's view of late traffic, by this one request.
 
     Args:
         cache: The cache asked.
         request: The request; only entries that it may be served are shown.
         vector: Its embedding; None without semantic look-up.
+        why_none: Why there is none.
     """
     facts = {
         "partition": request.partition.digest.hex()[:16],
@@ -38,30 +44,25 @@ def explain(
         "mode": request.mode,
     }
     entry = cache.working_set.entries.exact(request.exact_key)
-    if entry is not None:
-        fresh = cache.fresh(entry, request)
-        why = "the same request was answered before"
-        if not fresh:
-            why += ", but longer ago than its lifetime allows"
+    if entry is not None and cache.fresh(entry, request):
         return {
             **facts,
-            "served": fresh,
+            "served": True,
             "stage": "exact",
-            "why": why,
+            "why": "the same request was answered before",
             "entry": _shown(entry),
         }
     if vector is None or request.text is None:
-        why = request.why_exact or "semantic matches are switched off"
-        return {**facts, "served": False, "why": f"no identical request, and {why}"}
+        why = why_none or "semantic matches are switched off"
+        found = "no identical request" if entry is None else "the answer is too old"
+        return {**facts, "served": False, "why": f"{found}, and {why}"}
     state = cache.working_set.partition(request.partition.digest)
     if state is None or state.index is None or not len(state.index):
         why = "nothing is stored for this model, prompt context and caller yet"
         return {**facts, "served": False, "why": why}
     evidence, entries = cache.evidence(state, request, vector)
     delta = tightest(cache.config.delta, request.delta) or cache.config.delta
-    # A fresh copy of what the policy knows is not needed: deciding changes nothing
-    # but its view of late traffic, by one request.
-    decision = state.policy.decide(evidence, delta, _NO_CHANCE - 1e-9)
+    decision = state.policy.decide(evidence, delta, _NO_EXPLORATION)
     result = {
         **facts,
         "policy": state.policy.name,

@@ -61,7 +61,7 @@ def caching(generate: Callable[..., Generator]) -> Callable[..., Generator]:
             given = signature.bind(self, *args, **kwargs).arguments
         except TypeError:
             return generate(self, *args, **kwargs)
-        planned = adapter.plan(_call(given))
+        planned = adapter.plan(GenerateCall.of(given))
         if planned is None:
             return generate(self, *args, **kwargs)
         to = Recipient(
@@ -76,16 +76,6 @@ def caching(generate: Callable[..., Generator]) -> Callable[..., Generator]:
         return _answers(adapter, planned, to, start)
 
     return generate_with_cache
-
-
-def _call(given: dict[str, Any]) -> GenerateCall:
-    steering = ("reasoning_ended", "reasoning_parser_kwargs")
-    return GenerateCall(
-        prompt=given["prompt"],
-        params=given["sampling_params"],
-        lora=given.get("lora_request"),
-        reasoning={n: given[n] for n in steering if given.get(n) is not None},
-    )
 
 
 async def _answers(

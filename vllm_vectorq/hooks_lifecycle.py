@@ -9,6 +9,7 @@ being coroutines or not.
 from __future__ import annotations
 
 import inspect
+import logging
 import sys
 import weakref
 from collections.abc import Callable
@@ -56,8 +57,6 @@ def attaching(init: Callable[..., None]) -> Callable[..., None]:
 
 def attach(engine: Any, cache: Any) -> None:
     """Give a started engine its cache, and its renderer the reason to annotate."""
-    from vllm.logger import init_logger
-
     tokens = special_tokens(engine.renderer.tokenizer)
     adapter = EngineAdapter(cache, model_facts(engine.vllm_config), tokens)
     setattr(engine, ATTRIBUTE, adapter)
@@ -70,12 +69,12 @@ def attach(engine: Any, cache: Any) -> None:
         api_servers=deployment.api_servers,
         rust_frontend=deployment.rust_frontend,
         grpc=deployment.grpc,
-        shared_store=cache.config.store != "memory",
+        shared_store=cache.config.store.startswith("postgres"),
         separates_tenants=bool(
             cache.config.tenants == "api_key" or cache.config.tenant_header
         ),
     ):
-        init_logger("vllm.plugins.vectorq").warning(warning)
+        logging.getLogger("vllm.plugins.vectorq").warning(warning)
     weakref.finalize(engine, cache.close)
 
 

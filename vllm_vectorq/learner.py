@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import VectorQConfig
 from .embedding import EmbeddingPool
+from .embedding_request import EmbeddingRefused
 from .entries import Entry
 from .error_estimate import ServedErrorEstimator
 from .faults import Faults
@@ -31,6 +32,8 @@ from .working_set import WorkingSet, store_form
 if TYPE_CHECKING:
     from .cache import Ticket
 
+# Source of labels that people give.
+FEEDBACK = "feedback"
 # Share of verdicts that the strongest judge checks.
 CHECKED_SHARE = 0.05
 # Other classes whose answer is compared when the candidate's was not equivalent.
@@ -112,7 +115,6 @@ class Learner:
             partition=state,
             exact_key=request.exact_key,
             text=request.text,
-            signature=None,
             class_id=0,
             stored=store_form(new_id(), answer),
             created_s=now_s,
@@ -144,6 +146,9 @@ class Learner:
         assert self._embedding is not None and request.text is not None
         try:
             return self._embedding.submit(request.text).result()
+        except EmbeddingRefused as reason:
+            self._metrics.no_embedding(type(reason).__name__)
+            return None
         except Exception as error:
             self._faults.report("late embedding", error)
             return None
@@ -179,7 +184,11 @@ class Learner:
         alive = self._working_set.entries.get(entry_id) is candidate
         if right is None or not alive:
             return False
-        if not self._quota.admit(principal, entry_id, right):
+        # Neither its author nor praise confirms an entry: another client's request
+        # has to get an equivalent answer from the model.
+        own = principal is not None and principal == candidate.principal
+        confirms = right and not own and verdict.source != FEEDBACK
+        if not self._quota.admit(principal, entry_id, confirms):
             return False
         candidate.partition.policy.observe(
             entry_id, decision.features, right, decision.propensity
@@ -207,11 +216,12 @@ class Learner:
         label: bool | None,
     ) -> int:
         """The class of an answer: that of an equivalent one, else a new one."""
-        if label and ticket.candidate is not None:
-            return ticket.candidate.class_id
         form = hashlib.blake2b(
             normalised(answer.text).encode("utf-8", "surrogatepass"), digest_size=16
         ).digest()
+        if label and ticket.candidate is not None:
+            state.remember_class(form, ticket.candidate.class_id)
+            return ticket.candidate.class_id
         known = state.class_of(form)
         if known is None:
             known = self._equivalent_class(ticket, state, vector, answer)
@@ -266,7 +276,11 @@ class Learner:
             or self._uniform() >= CHECKED_SHARE
         ):
             return
-        truth = strongest.judge(*asked)
+        try:
+            truth = strongest.judge(*asked)
+        except Exception as error:
+            self._faults.report("judge check", error)
+            return
         if truth.equivalent is not None:
             self.judge_errors.count(
                 verdict.source, verdict.equivalent, truth.equivalent

@@ -32,10 +32,17 @@ from .suite_classes import AnswerClasses
 from .suite_drift import DriftWatch
 from .suite_features import N_FEATURES, candidate
 from .suite_model import ErrorModel, fit_error_model
+from .suite_prior import PRIOR, PRIOR_CORRECTION
 from .suite_projection import fit_projection
 from .suite_sample import EntrySample
 
 Row = NDArray[np.float64]
+
+# Labels before anything is served.
+FIRST_LABELS = 10
+
+# No single hit may be this many times as doubtful as hits may be wrong on average.
+WORST_HIT = 2.0
 
 # Requests of late from which limits are made, and how often.
 RECENT = 800
@@ -43,7 +50,7 @@ _ENOUGH_RECENT = 200
 _LIMITS_EVERY = 250
 
 MAX_LABELS = 4_000
-_CORRECTION_LABELS = 1_500
+_CORRECTION_LABELS = 2_000
 _AFTER_DRIFT = 300
 _GROWTH = 1.1
 _GROWTH_LABELS = 10
@@ -52,13 +59,18 @@ MAX_SAMPLE = 8_192
 _FIRST_PROJECTION = 150
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Label:
-    """What was learned from one explored request."""
+    """What was learned from one explored request.
+
+    Attributes:
+        expected: Expected error by a model that had not seen the label.
+    """
 
     features: Row
     right: bool
     propensity: float
+    expected: float | None = None
 
 
 class SuitePolicy:
@@ -67,7 +79,7 @@ class SuitePolicy:
     Args:
         hit_delta: Allowed share of wrong answers among the hits.
         audit: Share of the requests that could be served which are explored.
-        first_fit: Labels before anything is served.
+        first_fit: Labels that replace what is known from other sets of questions.
         caution: Labels after which half of the budget is used; fewer labels tell
             less about how far expected errors are off.
         seed: For sampling and cross-fitting.
@@ -84,9 +96,9 @@ class SuitePolicy:
     def __init__(
         self,
         hit_delta: float = 0.05,
-        audit: float = 0.02,
+        audit: float = 0.015,
         first_fit: int = 60,
-        caution: float = 50.0,
+        caution: float = 40.0,
         seed: int = 0,
     ) -> None:
         for option, value in (("hit_delta", hit_delta), ("audit", audit)):
@@ -103,8 +115,8 @@ class SuitePolicy:
         self._seed = seed
         # Read without the lock, replaced as a whole.
         self._classes = AnswerClasses()
-        self._model: ErrorModel | None = None
-        self._correction = Correction()
+        self._model: ErrorModel = PRIOR
+        self._correction: Correction = PRIOR_CORRECTION
         self._limits: Limits = NOTHING_ALLOWED
         self._share = 0.0
         # Appending to a deque is atomic; None: a request without a candidate.
@@ -113,6 +125,7 @@ class SuitePolicy:
         # Under the lock.
         self._lock = threading.Lock()
         self._sample = EntrySample(MAX_SAMPLE, seed)
+        self._fitted = False
         self._labels: deque[_Label] = deque(maxlen=MAX_LABELS)
         self._labelled = 0
         self._refit_at = first_fit
@@ -121,7 +134,6 @@ class SuitePolicy:
 
     def decide(self, evidence: Evidence, delta: float, uniform: float) -> Decision:
         """Serve if the expected error is within what the budgets allow."""
-        model = self._model
         found = candidate(evidence, self._classes)
         self._requests += 1
         if found is None:
@@ -130,11 +142,11 @@ class SuitePolicy:
         row = np.array(found.features)
         self._recent.append(row)
         features = row.astype(np.float32)
-        if model is None:
-            return Decision(False, found.index, 0.0, 1.0, features)
-        error = model.expected_error(row)
-        right = 1.0 - self._correction.apply_one(error)
-        if error > self._limits.largest(delta * self._share, self.hit_delta):
+        error = self._model.expected_error(row)
+        wrong = self._correction.apply_one(error)
+        limit = self._limits.largest(delta * self._share, self.hit_delta)
+        right = 1.0 - wrong
+        if error > limit or wrong > WORST_HIT * self.hit_delta:
             return Decision(False, found.index, right, 1.0, features)
         return Decision(uniform >= self.audit, found.index, right, self.audit, features)
 
@@ -152,9 +164,11 @@ class SuitePolicy:
         with self._lock:
             self._labels.append(new)
             self._labelled += 1
-            if propensity < 1.0 and self._model is not None:
-                error = self._model.expected_error(new.features)
-                error = self._correction.apply_one(error)
+            if not self._fitted:
+                return
+            new.expected = self._model.expected_error(new.features)
+            if propensity < 1.0:
+                error = self._correction.apply_one(new.expected)
                 if self._drift.drifted(error, not label):
                     self._start_anew()
 
@@ -189,10 +203,11 @@ class SuitePolicy:
             if self._labelled >= self._refit_at and self._enough_labels():
                 self._refit()
                 self._refit_at = int(_GROWTH * self._labelled) + _GROWTH_LABELS
-            elif self._model is None or self._requests < self._limits_at:
+            elif self._requests < self._limits_at or self._labelled < FIRST_LABELS:
                 return
             self._set_limits()
-            self._limits_at = self._requests + _LIMITS_EVERY
+            every = _LIMITS_EVERY if self._fitted else FIRST_LABELS
+            self._limits_at = self._requests + every
 
     def _enough_labels(self) -> bool:
         return len(self._labels) >= self._first_fit
@@ -201,23 +216,20 @@ class SuitePolicy:
         if len(self._sample) >= _FIRST_PROJECTION:
             projection = fit_projection(self._sample.vectors, self._sample.class_ids)
             self._classes = AnswerClasses.of(self._sample, projection)
-        features, right = self._labelled_arrays(MAX_LABELS)
-        self._model = fit_error_model(features, right, self._seed)
-
-    def _labelled_arrays(
-        self, newest: int
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        labels = list(self._labels)[-newest:]
-        features = np.array([label.features for label in labels], dtype=np.float64)
-        right = np.array([label.right for label in labels], dtype=np.float64)
-        return features, right
+        features = np.array([label.features for label in self._labels])
+        right = np.array([label.right for label in self._labels], dtype=np.float64)
+        self._fitted = True
+        self._model, expected = fit_error_model(features, right, self._seed)
+        for label, error in zip(self._labels, expected.tolist(), strict=True):
+            if label.expected is None:
+                label.expected = error
 
     def _set_limits(self) -> None:
-        assert self._model is not None
-        features, right = self._labelled_arrays(_CORRECTION_LABELS)
-        expected = self._model.expected_errors(features)
-        correction = measure_correction(expected, 1.0 - right)
-        self._correction = correction
+        newest = list(self._labels)[-_CORRECTION_LABELS:]
+        if self._fitted:
+            expected = np.array([label.expected for label in newest], dtype=np.float64)
+            wrong = np.array([not label.right for label in newest], dtype=np.float64)
+            self._correction = measure_correction(expected, wrong)
         recent = list(self._recent)
         errors = np.ones(len(recent))
         seen = [i for i, features_ in enumerate(recent) if features_ is not None]
@@ -227,8 +239,9 @@ class SuitePolicy:
         weights = np.ones(len(recent))
         if len(recent) < _ENOUGH_RECENT:
             # After a restart: labels stand for the requests that were like them.
-            of_label = np.array([1.0 / label.propensity for label in self._labels])
-            errors = np.concatenate([errors, expected[-RECENT:]])
-            weights = np.concatenate([weights, of_label[-len(expected) :][-RECENT:]])
+            known = newest[-RECENT:]
+            rows = np.array([label.features for label in known])
+            errors = np.append(errors, self._model.expected_errors(rows))
+            weights = np.append(weights, [1.0 / label.propensity for label in known])
         self._share = self._labelled / (self._labelled + self._caution)
-        self._limits = limits_of(errors, weights, correction)
+        self._limits = limits_of(errors, weights, self._correction)

@@ -9,10 +9,12 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from logging import Logger
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from .cache import SemanticCache
 from .config import ConfigError, VectorQConfig
@@ -92,32 +94,54 @@ class Service:
         """
         self.config = config
         self._logger = logger
-        metrics = process_metrics()
-        faults = Faults(logger, metrics.fault)
-        errors = ServedErrorEstimator()
+        self._closed = threading.Event()
         model = _embedding_model(config)
         fingerprint = model.fingerprint if model is not None else ""
         url = store_url(config, model_name, fingerprint)
-        self.store: Store = open_store(url)
+        with ExitStack() as on_failure:
+            self.store: Store = open_store(url)
+            on_failure.callback(self.store.close)
+            # Before loading: what others write meanwhile is then not missed.
+            self.writer = StoreWriter(self.store, logger)
+            on_failure.callback(self.writer.close, CLOSE_S)
+            self._build(model, fingerprint, snapshot_dir(url))
+            on_failure.pop_all()
+        self.upkeep.start()
+        self.tuning.start()
+        logger.info(
+            "vectorq: %s policy, budget %.3g %% of requests and %.3g %% of hits, %d "
+            "entries from %s",
+            config.policy,
+            100 * config.delta,
+            100 * config.hit_delta,
+            len(self.working_set.entries),
+            without_password(url),
+        )
+
+    def _build(
+        self, model: EmbeddingModel | None, fingerprint: str, snapshot: Path | None
+    ) -> None:
+        """Load what the store holds, and put the parts together."""
+        config, logger = self.config, self._logger
+        metrics = process_metrics()
+        faults = Faults(logger, metrics.fault)
+        errors = ServedErrorEstimator()
+        quota = LabelQuota(confirmations=config.confirmations)
         pool = None
         if model is not None:
             limits = PoolLimits(max_batch=EMBEDDING_BATCH)
             pool = EmbeddingPool(model, accepts=model.fits, limits=limits)
-        # Before loading: what others write meanwhile is then not missed.
-        self.writer = StoreWriter(self.store, logger)
-        quota = LabelQuota(confirmations=config.confirmations)
         self.working_set = WorkingSet(
             dimensions=model.dimensions if model is not None else 0,
             new_policy=policy_factory(config),
             submit=self.writer.submit,
             metrics=metrics,
             quota=quota,
-            use_guards=config.guards,
+            embedding=fingerprint,
+            keep_text=config.keep_text,
         )
         self.working_set.apply(self.store.load())
-        self.tuning = Tuning(
-            self.working_set, snapshot_dir(url), fingerprint, faults, logger
-        )
+        self.tuning = Tuning(self.working_set, snapshot, fingerprint, faults, logger)
         if model is not None:
             self.tuning.restore(model.dimensions)
         self.writer.on_gap = self._resynchronise
@@ -144,21 +168,10 @@ class Service:
             faults=faults,
             secret=config.secret.encode() or self.store.secret(),
             served_errors=errors,
+            embedding_name=fingerprint,
             on_close=self.close,
         )
         self.upkeep = Upkeep(config, self.working_set, errors, metrics, faults, logger)
-        self._closed = threading.Event()
-        self.upkeep.start()
-        self.tuning.start()
-        logger.info(
-            "vectorq: %s policy, budget %.3g %% of requests and %.3g %% of hits, %d "
-            "entries from %s",
-            config.policy,
-            100 * config.delta,
-            100 * config.hit_delta,
-            len(self.working_set.entries),
-            without_password(url),
-        )
 
     def _resynchronise(self) -> None:
         """The store's log was shortened before this process had read it."""
@@ -206,13 +219,15 @@ def store_url(config: VectorQConfig, model_name: str, fingerprint: str) -> str:
         return config.store
     parts = "\0".join((model_name, config.namespace, fingerprint))
     name = hashlib.sha256(parts.encode()).hexdigest()[:16]
-    return f"sqlite://{cache_directory() / f'{name}.db'}"
+    return f"sqlite://{quote(str(cache_directory() / f'{name}.db'))}"
 
 
 def cache_directory() -> Path:
-    """Directory of the stores that are not named by an option."""
+    """Directory of what no option names, made if need be."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base, "vllm-vectorq").absolute()
+    directory = Path(base, "vllm-vectorq").absolute()
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
 
 
 def snapshot_dir(url: str) -> Path | None:
@@ -222,9 +237,7 @@ def snapshot_dir(url: str) -> Path | None:
     if url.startswith("sqlite:"):
         return sqlite_path(url).with_suffix(".graphs")
     name = hashlib.sha256(url.encode()).hexdigest()[:16]
-    directory = cache_directory()
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory / f"{name}.graphs"
+    return cache_directory() / f"{name}.graphs"
 
 
 def _embedding_model(config: VectorQConfig) -> EmbeddingModel | None:

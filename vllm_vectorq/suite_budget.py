@@ -11,7 +11,8 @@ bound.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+import math
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,56 +21,75 @@ from numpy.typing import NDArray
 Errors = NDArray[np.float64]
 Weights = NDArray[np.float64]
 
-# No answer is served that is as likely wrong as right, whatever the budget.
-LARGEST = 0.5
+# What is planned for leaves room for chance: a budget that is planned to the last error
+# would be exceeded in half of all cases. This much less, and it holds for so many
+# requests in nine of ten cases, as errors come one by one (Poisson).
+_HORIZON_REQUESTS = 10_000
+_QUANTILE = 1.28
 
-# Errors below the first bound are corrected by themselves: tight budgets live there.
-# Above the second, nothing is ever served, so it must not dilute the measurement.
-_TAIL = 0.02
-_RELEVANT = 0.3
-_SMALLEST_CORRECTION = 0.7
+# Expected errors up to each bound are corrected by a factor of their own. The model is
+# not sure enough about what it serves, because it learns from what was not served:
+# on banking77, CLINC150 and HWU64 alike, served answers are wrong about half as often
+# as expected. These are the factors to start from, and the labels they count for.
+_BOUNDS = np.array([0.01, 0.03, 0.1, 0.3])
+_PRIOR_FACTORS = np.array([0.55, 0.55, 0.6, 0.9, 1.0])
+_PRIOR_WRONG = 5.0
+_SMALLEST_FACTOR = 0.4
+# However sure the model, about 0.3 % is wrong on the same three sets, as
+# labels and judges are not perfect. The start is as good as so many audits.
+_SURE = 0.002
+_FLOOR_WRONG, _FLOOR_LABELS = 1.5, 500.0
 
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """Factors by which wrong answers outnumber the expected ones.
+    """By how much wrong answers outnumber the expected ones.
 
     Attributes:
-        body: For all errors that matter.
-        tail: For the smallest ones; at least ``body``.
+        factors: For expected errors up to each bound, and above the last.
+        floor: Added to every expected error.
     """
 
-    body: float = 1.0
-    tail: float = 1.0
+    factors: tuple[float, ...] = tuple(_PRIOR_FACTORS.tolist())
+    floor: float = _FLOOR_WRONG / _FLOOR_LABELS
 
     def apply(self, expected: Errors) -> Errors:
         """Correct expected errors, float64 [n]."""
-        factors = np.where(expected < _TAIL, self.tail, self.body)
-        corrected: Errors = np.minimum(expected * factors, 1.0)
+        factors = np.array(self.factors)[np.searchsorted(_BOUNDS, expected)]
+        corrected: Errors = np.minimum(expected * factors + self.floor, 1.0)
         return corrected
 
     def apply_one(self, expected: float) -> float:
         """Correct one expected error."""
-        return min(expected * (self.tail if expected < _TAIL else self.body), 1.0)
+        factor = self.factors[bisect_left(_BOUNDS_LIST, expected)]
+        return min(expected * factor + self.floor, 1.0)
+
+
+_BOUNDS_LIST: list[float] = _BOUNDS.tolist()
 
 
 def measure_correction(expected: Errors, wrong: Errors) -> Correction:
     """Compare what was expected with what happened.
 
     Args:
-        expected: Expected errors of labelled requests, float64 [n].
+        expected: Expected errors of explored requests before they were labelled,
+            float64 [n].
         wrong: 1 where the candidate was wrong, else 0, float64 [n].
     """
-    body = _ratio(expected, wrong, expected < _RELEVANT, prior=2.0)
-    body = max(body, _SMALLEST_CORRECTION)
-    tail = _ratio(expected, wrong, expected < _TAIL, prior=1.0)
-    return Correction(body, max(tail, body))
+    sure = expected < _SURE
+    floor = (wrong[sure].sum() + _FLOOR_WRONG) / (sure.sum() + _FLOOR_LABELS)
+    group = np.searchsorted(_BOUNDS, expected)
+    groups = len(_BOUNDS) + 1
+    happened = np.bincount(group, wrong - floor, groups)
+    foreseen = np.bincount(group, expected, groups)
+    factors = (happened + _PRIOR_WRONG * _PRIOR_FACTORS) / (foreseen + _PRIOR_WRONG)
+    factors = np.maximum(factors, _SMALLEST_FACTOR)
+    return Correction(tuple(factors.tolist()), float(floor))
 
 
-def _ratio(
-    expected: Errors, wrong: Errors, where: NDArray[np.bool_], prior: float
-) -> float:
-    return float((wrong[where].sum() + prior) / (expected[where].sum() + prior))
+def planned(budget: float) -> float:
+    """Part of a budget to plan for, so that chance does not exceed it."""
+    return max(budget - _QUANTILE * math.sqrt(budget / _HORIZON_REQUESTS), 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +113,9 @@ class Limits:
             delta: Allowed wrong answers per request.
             hit_delta: Allowed wrong answers per hit.
         """
-        n = min(bisect_right(self.per_request, delta), len(self.errors))
-        n = min(n, bisect_right(self.per_hit, hit_delta))
-        return min(self.errors[n - 1], LARGEST) if n else -1.0
+        n = bisect_right(self.per_request, planned(delta))
+        n = min(n, bisect_right(self.per_hit, planned(hit_delta)))
+        return self.errors[n - 1] if n else -1.0
 
 
 NOTHING_ALLOWED = Limits([], [], [])
@@ -114,6 +134,7 @@ def limits_of(expected: Errors, weights: Weights, correction: Correction) -> Lim
         return NOTHING_ALLOWED
     order = np.argsort(expected, kind="stable")
     ascending, weight = expected[order], weights[order]
-    wrong = np.cumsum(weight * correction.apply(ascending))
-    per_hit = np.maximum.accumulate(wrong / np.cumsum(weight))
+    corrected = np.maximum.accumulate(correction.apply(ascending))
+    wrong = np.cumsum(weight * corrected)
+    per_hit = wrong / np.cumsum(weight)
     return Limits(ascending.tolist(), (wrong / weight.sum()).tolist(), per_hit.tolist())

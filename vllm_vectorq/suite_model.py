@@ -48,13 +48,19 @@ class ErrorModel:
         return errors
 
 
-def fit_error_model(features: Matrix, right: Labels, fold_seed: int = 0) -> ErrorModel:
+def fit_error_model(
+    features: Matrix, right: Labels, fold_seed: int = 0
+) -> tuple[ErrorModel, Matrix]:
     """Fit to labelled candidates.
 
     Args:
         features: float64 [n, features]; the first is 1.
         right: 1 where the candidate was right, else 0, float64 [n].
         fold_seed: For the halves of the cross-fit.
+
+    Returns:
+        The model; and the expected error of each candidate by a model that has not
+        seen its label, float64 [n].
     """
     mean, spread = features.mean(axis=0), features.std(axis=0) + 1e-6
     mean[0], spread[0] = 0.0, 1.0
@@ -69,17 +75,16 @@ def fit_error_model(features: Matrix, right: Labels, fold_seed: int = 0) -> Erro
         other = fold != half
         coefficients = _newton(standard[other], right[other], precision, nothing)
         scores[fold == half] = standard[fold == half] @ coefficients
-    slope, shift = _newton(
-        np.stack([scores, np.ones_like(scores)], axis=1),
-        right,
-        np.full(2, _CALIBRATION_PRECISION),
-        np.array([1.0, 0.0]),
+    scored = np.stack([scores, np.ones_like(scores)], axis=1)
+    calibration = _newton(
+        scored, right, np.full(2, _CALIBRATION_PRECISION), np.array([1.0, 0.0])
     )
+    slope, shift = calibration
     weights = fitted / spread
     weights[0] -= float(weights[1:] @ mean[1:])
     weights *= slope
     weights[0] += shift
-    return ErrorModel(weights)
+    return ErrorModel(weights), ErrorModel(calibration).expected_errors(scored)
 
 
 def _newton(x: Matrix, y: Labels, precision: Matrix, centre: Matrix) -> Matrix:

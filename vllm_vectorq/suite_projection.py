@@ -20,7 +20,7 @@ from .record import Vector
 
 Matrix = NDArray[np.float64]
 
-RANK = 32
+RANK = 64
 # Share of a round covariance mixed into the one within classes, and how many entries
 # half of the total covariance counts for: classes are many and small.
 _SHRINKAGE = 0.3

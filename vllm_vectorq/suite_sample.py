@@ -12,7 +12,7 @@ import numpy as np
 from .policy import Ids
 from .record import Vector
 
-_FIRST_ROWS = 16
+_FIRST_ROWS = 1
 
 # Id and class of an entry.
 Sampled = tuple[int, int]
@@ -28,7 +28,9 @@ class EntrySample:
 
     def __init__(self, capacity: int, seed: int = 0) -> None:
         self._capacity = capacity
-        self._random = random.Random(seed)
+        self._seed = seed
+        # A generator takes kilobytes, and most samples are never full.
+        self._random: random.Random | None = None
         self._ids: list[int] = []
         self._row: dict[int, int] = {}
         self._vectors: Vector = np.zeros((0, 0), dtype=np.float32)
@@ -64,6 +66,7 @@ class EntrySample:
         self._seen += 1
         gone: list[Sampled] = []
         if len(self) >= self._capacity:
+            self._random = self._random or random.Random(self._seed)
             row = self._random.randrange(self._seen)
             if row >= self._capacity:
                 return None

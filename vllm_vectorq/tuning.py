@@ -97,9 +97,12 @@ class Tuning:
         for state in self._working_set.partitions():
             if self._stop.is_set():
                 return
-            if state.index is not None:
-                state.index.maintain()
-            state.policy.tune()
+            try:
+                if state.index is not None:
+                    state.index.maintain()
+                state.policy.tune()
+            except Exception as error:
+                self._faults.report("tuning", error)
 
     def _run(self) -> None:
         save_at_s = time.monotonic() + SAVE_INTERVAL_S

@@ -8,7 +8,6 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from . import guards
 from .entries import Entry, EntryTable, StoredAnswer
 from .index import PartitionIndex
 from .label_quota import LabelQuota
@@ -36,7 +35,9 @@ class WorkingSet:
         submit: Hands a change to the store; never blocks.
         metrics: Where removals are counted.
         quota: Knows who confirmed which entry.
-        use_guards: Whether texts get a lexical signature.
+        embedding: Fingerprint of the embedding model; partitions of another one are
+            for exact matches only.
+        keep_text: Whether texts are written to the store.
     """
 
     def __init__(
@@ -46,7 +47,8 @@ class WorkingSet:
         submit: Callable[[Change], None],
         metrics: CacheMetrics,
         quota: LabelQuota,
-        use_guards: bool = True,
+        embedding: str = "",
+        keep_text: bool = True,
     ) -> None:
         self.entries = EntryTable()
         self._dimensions = dimensions
@@ -54,7 +56,8 @@ class WorkingSet:
         self._submit = submit
         self._metrics = metrics
         self._quota = quota
-        self._use_guards = use_guards
+        self._embedding = embedding
+        self._keep_text = keep_text
         self._partitions: dict[bytes, PartitionState] = {}
         # An answer lives as long as an entry serves it.
         self._answers: weakref.WeakValueDictionary[int, StoredAnswer] = (
@@ -72,21 +75,22 @@ class WorkingSet:
 
     def partition_for(self, partition: Partition) -> PartitionState:
         """The partition, made if need be."""
-        state = self._partitions.get(partition.digest)
-        if state is not None:
-            state.idle = False
-            return state
+        with self._lock:
+            state = self._partitions.get(partition.digest)
+            if state is not None:
+                state.idle = False
+                return state
         return self._add_partition(partition.digest, dict(partition.facts))
 
     def drop_empty(self) -> None:
         """Forget partitions that were empty at the last call, too."""
         for state in self.partitions():
-            if state.entries:
-                continue
-            if state.idle:
-                with self._lock:
+            with self._lock:
+                if state.entries:
+                    continue
+                if state.idle:
                     del self._partitions[state.digest]
-            state.idle = True
+                state.idle = True
 
     def insert(self, entry: Entry) -> None:
         """Add an entry for exact repeats; replaces one with the same key."""
@@ -105,20 +109,44 @@ class WorkingSet:
                 answer.generation_s,
             )
         )
-        self._submit(_record(entry, None))
+        self._submit(self._record(entry, None))
 
     def insert_vector(self, entry: Entry, vector: Vector) -> None:
         """Let an entry be found by meaning, too, unless it is gone already."""
-        state = entry.partition
-        if state.index is None or self.entries.get(entry.entry_id) is not entry:
+        if entry.partition.index is None or not self._holds(entry):
             return
-        if self._use_guards and entry.text is not None:
-            entry.signature = guards.signature(entry.text)
+        self._index(entry, vector)
+        self._submit(self._record(entry, vector))
+        if not self._holds(entry):
+            # Removed meanwhile, which must outlast what was just written.
+            self._unindex([entry])
+            self._submit(Removal((entry.entry_id,)))
+
+    def _holds(self, entry: Entry) -> bool:
+        return self.entries.get(entry.entry_id) is entry
+
+    def _index(self, entry: Entry, vector: Vector) -> None:
+        state = entry.partition
+        if state.index is None:
+            return
         entry.indexed = True
         self.entries.resized(entry)
         state.index.add(entry.entry_id, entry.class_id, vector)
         state.policy.learn(entry.entry_id, vector, entry.class_id)
-        self._submit(_record(entry, vector))
+
+    def _record(self, entry: Entry, vector: Vector | None) -> EntryRecord:
+        return EntryRecord(
+            entry_id=entry.entry_id,
+            partition=entry.partition.digest,
+            exact_key=entry.exact_key,
+            text=entry.text if self._keep_text else None,
+            vector=vector,
+            class_id=entry.class_id,
+            answer_id=entry.stored.answer_id,
+            created_s=entry.created_s,
+            expires_s=entry.expires_s,
+            principal=entry.principal,
+        )
 
     def remove(self, entry_ids: Iterable[int], reason: str) -> int:
         """Remove entries here and in the store; return how many were there."""
@@ -201,7 +229,10 @@ class WorkingSet:
                     self._drop(change.entry_ids)
 
     def _add_partition(self, digest: bytes, facts: Mapping[str, str]) -> PartitionState:
-        index = PartitionIndex(self._dimensions) if self._dimensions else None
+        comparable = facts.get("embedding", self._embedding) == self._embedding
+        index = None
+        if self._dimensions and comparable:
+            index = PartitionIndex(self._dimensions)
         with self._lock:
             state = self._partitions.get(digest)
             if state is None:
@@ -231,7 +262,6 @@ class WorkingSet:
             partition=state,
             exact_key=record.exact_key,
             text=record.text,
-            signature=None,
             class_id=record.class_id,
             stored=stored,
             created_s=record.created_s,
@@ -243,17 +273,20 @@ class WorkingSet:
 
     def _hold(self, entry: Entry, vector: Vector | None) -> None:
         self._answers[entry.stored.answer_id] = entry.stored
-        entry.indexed = vector is not None
-        if vector is not None and entry.text is not None and self._use_guards:
-            entry.signature = guards.signature(entry.text)
+        known = self.entries.get(entry.entry_id)
+        if known is not None:
+            # An entry comes for exact repeats first, and again when it has a vector.
+            if vector is not None and not known.indexed:
+                known.class_id, known.text = entry.class_id, entry.text
+                self._index(known, vector)
+            return
         replaced = self.entries.add(entry)
         if replaced is entry:
             return  # A newer entry with this key is here already.
         if replaced is not None:
             self._unindex([replaced])
-        if vector is not None and entry.partition.index is not None:
-            entry.partition.index.add(entry.entry_id, entry.class_id, vector)
-            entry.partition.policy.learn(entry.entry_id, vector, entry.class_id)
+        if vector is not None:
+            self._index(entry, vector)
 
     def _drop(self, entry_ids: Iterable[int]) -> list[int]:
         removed = self.entries.remove(entry_ids)
@@ -271,21 +304,6 @@ class WorkingSet:
                 state.index.remove(ids)
             state.policy.forget(ids)
             self._quota.forget(ids)
-
-
-def _record(entry: Entry, vector: Vector | None) -> EntryRecord:
-    return EntryRecord(
-        entry_id=entry.entry_id,
-        partition=entry.partition.digest,
-        exact_key=entry.exact_key,
-        text=entry.text,
-        vector=vector,
-        class_id=entry.class_id,
-        answer_id=entry.stored.answer_id,
-        created_s=entry.created_s,
-        expires_s=entry.expires_s,
-        principal=entry.principal,
-    )
 
 
 def store_form(answer_id: int, answer: Answer) -> StoredAnswer:

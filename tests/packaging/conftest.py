@@ -14,11 +14,12 @@ import pytest
 
 @dataclass(frozen=True)
 class Plugin:
-    """Names of one distribution of the suite."""
+    """Names of one distribution of the suite, and what it installs with it."""
 
     folder: str
     distribution: str
     entry_point: str
+    requirements: tuple[str, ...] = ()
 
     @property
     def file_stem(self) -> str:
@@ -28,7 +29,12 @@ class Plugin:
 
 PLUGINS = (
     Plugin("vllm_program_sched", "vllm-program-sched", "program_sched"),
-    Plugin("vllm_vectorq", "vllm-vectorq", "vectorq"),
+    Plugin(
+        "vllm_vectorq",
+        "vllm-vectorq",
+        "vectorq",
+        ("faiss-cpu>=1.8", "numpy>=1.26", "sentence-transformers>=3.0"),
+    ),
     Plugin("vllm_hashattn", "vllm-hashattn", "hashattn"),
     Plugin("moe_offload", "vllm-moe-offload", "moe_offload"),
 )

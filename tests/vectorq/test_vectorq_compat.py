@@ -316,7 +316,9 @@ def test_an_engine_gets_its_cache_when_it_is_made(
     )
     scheduler_config = SimpleNamespace(stream_interval=2)
     asked = SimpleNamespace(
-        model_config=model_config, scheduler_config=scheduler_config
+        parallel_config=SimpleNamespace(_api_process_count=1),
+        model_config=model_config,
+        scheduler_config=scheduler_config,
     )
     service: Any = SimpleNamespace(cache_for=lambda c: cache if c is asked else None)
     monkeypatch.setitem(sys.modules, "vllm_vectorq.service", service)

@@ -23,8 +23,8 @@ env: ## Create .venv with vLLM for CPU and the plugins
 setup: ## The same, and the demo model
 	@$(PYTHON) -m scripts.setup_env
 
-demo: setup ## Replay agent programs on plain vLLM and on the program scheduler
-	@$(OFFLINE) $(BIN)/python -m benchmarks.program_sched.demo $(ARGS)
+demo: setup ## Show the program scheduler, or the semantic cache (ARGS=--vectorq)
+	@$(OFFLINE) $(BIN)/python -m benchmarks.demo $(ARGS)
 
 test: setup ## Run all tests
 	@$(OFFLINE) $(BIN)/python -m pytest $(ARGS)

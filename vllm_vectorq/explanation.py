@@ -74,7 +74,9 @@ def explain(
         ],
     }
     if decision.candidate is None:
-        why = "every near entry is forbidden by a lexical guard, or expired"
+        why = "a lexical guard forbids every near entry that could answer"
+        if not entries:
+            why = "every near entry has expired"
         return {**result, "served": False, "why": why}
     candidate = entries[decision.candidate]
     result |= {

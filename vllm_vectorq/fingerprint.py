@@ -35,6 +35,7 @@ _ROUTING_XARGS = frozenset(
     {
         *("program_id", "parent_program_id", "thread_id", "parent_call_ids"),
         *("program_end", "program_class", "agentic_context", "session_id"),
+        *("program_tenant", "program_remaining"),
     }
 )
 

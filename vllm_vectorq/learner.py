@@ -190,6 +190,7 @@ class Learner:
         confirms = right and not own and verdict.source != FEEDBACK
         if not self._quota.admit(principal, entry_id, confirms):
             return False
+        candidate.partition.taught = True
         candidate.partition.policy.observe(
             entry_id, decision.features, right, decision.propensity
         )

@@ -111,12 +111,16 @@ def build_request(
     mode = tightest_mode(scope.mode, asked.mode)
     cut = None
     if not why_exact:
-        cut, why_exact = _cut(scope, prompt, mode)
+        cut, why_exact = _cut(scope, prompt)
     digest = partition_digest(facts, None if cut is None else (cut[0], cut[2]))
     text = None if cut is None else cut[1]
+    exact_key = _exact_key(digest, text, prompt.token_ids)
+    if mode == "exact" and text is not None:
+        # After the key was made: both modes have the same exact answers.
+        text, why_exact = None, "semantic matches are switched off"
     return CacheRequest(
         partition=Partition(digest, facts),
-        exact_key=_exact_key(digest, text, prompt.token_ids),
+        exact_key=exact_key,
         text=text,
         mode=mode if text is not None else "exact",
         why_exact=why_exact,
@@ -127,13 +131,9 @@ def build_request(
     )
 
 
-def _cut(
-    scope: Scope, prompt: Prompt, mode: Mode
-) -> tuple[tuple[str, str, str] | None, str]:
+def _cut(scope: Scope, prompt: Prompt) -> tuple[tuple[str, str, str] | None, str]:
     """Cut the user turn out of the prompt, or say why that cannot be done."""
     annotation = prompt.annotation
-    if mode == "exact":
-        return None, "semantic matches are switched off"
     if annotation.why_exact:
         return None, annotation.why_exact
     if prompt.text is None:

@@ -23,6 +23,7 @@ class PartitionState:
         index: Vectors of its entries; None without semantic matching.
         policy: Decides here and learns from the labels of this partition.
         entries: Live entries, exact ones included; counted by the entry table.
+        taught: Whether its policy learned from labels.
         idle: Whether it was empty at the last look and nobody asked for it since.
     """
 
@@ -34,6 +35,7 @@ class PartitionState:
         "idle",
         "index",
         "policy",
+        "taught",
     )
 
     def __init__(
@@ -48,6 +50,7 @@ class PartitionState:
         self.policy = policy
         self.index = index
         self.entries = 0
+        self.taught = False
         self.idle = False
         self._classes: OrderedDict[bytes, int] = OrderedDict()
 

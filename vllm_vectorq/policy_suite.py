@@ -11,6 +11,7 @@ measure how far the expected errors are off and to notice drift.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -37,6 +38,11 @@ from .suite_projection import fit_projection
 from .suite_sample import EntrySample
 
 Row = NDArray[np.float64]
+
+# After an audit that found a wrong answer, this many hits are audited more often: it
+# may be the first of many.
+ALERT_HITS = 100
+ALERT_FACTOR = 7.0
 
 # Labels before anything is served.
 FIRST_LABELS = 10
@@ -122,6 +128,7 @@ class SuitePolicy:
         # Appending to a deque is atomic; None: a request without a candidate.
         self._recent: deque[Row | None] = deque(maxlen=RECENT)
         self._requests = 0
+        self._alert = 0
         # Under the lock.
         self._lock = threading.Lock()
         self._sample = EntrySample(MAX_SAMPLE, seed)
@@ -144,11 +151,17 @@ class SuitePolicy:
         features = row.astype(np.float32)
         error = self._model.expected_error(row)
         wrong = self._correction.apply_one(error)
-        limit = self._limits.largest(delta * self._share, self.hit_delta)
-        right = 1.0 - wrong
-        if error > limit or wrong > WORST_HIT * self.hit_delta:
+        share = self._share
+        limit = self._limits.largest(delta * share, self.hit_delta * share)
+        right = 1.0 - wrong if math.isfinite(wrong) else 0.0
+        # So written that what is no number is not served.
+        if not (error <= limit and wrong <= WORST_HIT * self.hit_delta):
             return Decision(False, found.index, right, 1.0, features)
-        return Decision(uniform >= self.audit, found.index, right, self.audit, features)
+        audit = self.audit
+        if self._alert > 0:
+            self._alert -= 1
+            audit = min(ALERT_FACTOR * audit, 0.5)
+        return Decision(uniform >= audit, found.index, right, audit, features)
 
     def indexes(self, decision: Decision, label: bool | None) -> bool:
         """Whether an explored request becomes an entry; not where one would do."""
@@ -158,7 +171,7 @@ class SuitePolicy:
         self, entry_id: int, features: Vector, label: bool, propensity: float
     ) -> None:
         """Add a label; features of another policy or version teach nothing."""
-        if features.shape != (N_FEATURES,):
+        if features.shape != (N_FEATURES,) or not np.isfinite(features).all():
             return
         new = _Label(features.astype(np.float64), label, propensity)
         with self._lock:
@@ -171,6 +184,8 @@ class SuitePolicy:
                 error = self._correction.apply_one(new.expected)
                 if self._drift.drifted(error, not label):
                     self._start_anew()
+                elif not label:
+                    self._alert = ALERT_HITS
 
     def _start_anew(self) -> None:
         """Forget old labels, which tell of another world."""

@@ -43,12 +43,12 @@ class Outcome:
     @property
     def hit_rate(self) -> float:
         """Hits over requests."""
-        return float(self.hit.mean())
+        return float(self.hit.sum() / max(len(self.hit), 1))
 
     @property
     def error_per_request(self) -> float:
         """Wrong answers over requests."""
-        return float(self.wrong.mean())
+        return float(self.wrong.sum() / max(len(self.wrong), 1))
 
     @property
     def error_per_hit(self) -> float:
@@ -121,8 +121,8 @@ def replay(
     outcome.entries = len(index)
     outcome.deciles = [
         {
-            "hit_rate": float(h.mean()),
-            "error_per_request": float(w.mean()),
+            "hit_rate": float(h.sum() / max(len(h), 1)),
+            "error_per_request": float(w.sum() / max(len(w), 1)),
             "error_per_hit": float(w.sum() / max(h.sum(), 1)),
         }
         for h, w in zip(

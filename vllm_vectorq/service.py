@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -126,7 +127,7 @@ class Service:
         metrics = process_metrics()
         faults = Faults(logger, metrics.fault)
         errors = ServedErrorEstimator()
-        quota = LabelQuota(confirmations=config.confirmations)
+        quota = _quota(config)
         pool = None
         if model is not None:
             limits = PoolLimits(max_batch=EMBEDDING_BATCH)
@@ -228,6 +229,17 @@ def cache_directory() -> Path:
     directory = Path(base, "vllm-vectorq").absolute()
     directory.mkdir(parents=True, exist_ok=True)
     return directory
+
+
+def _quota(config: VectorQConfig) -> LabelQuota:
+    """Bounds on what one client can teach others; nothing to bound within a tenant."""
+    if config.tenants == "shared" and not config.tenant_header:
+        return LabelQuota(confirmations=config.confirmations)
+    return LabelQuota(
+        per_entry=sys.maxsize,
+        per_minute=sys.maxsize,
+        confirmations=config.confirmations,
+    )
 
 
 def snapshot_dir(url: str) -> Path | None:

@@ -115,6 +115,9 @@ class Limits:
         """
         n = bisect_right(self.per_request, planned(delta))
         n = min(n, bisect_right(self.per_hit, planned(hit_delta)))
+        # Of requests that are alike, all are served or none.
+        if 0 < n < len(self.errors):
+            n = bisect_left(self.errors, self.errors[n])
         return self.errors[n - 1] if n else -1.0
 
 

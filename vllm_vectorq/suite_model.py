@@ -22,6 +22,7 @@ _PRECISION = 1.0
 _BIAS_PRECISION = 1e-3
 _CALIBRATION_PRECISION = 5.0
 _ITERATIONS = 25
+_HALVINGS = 30
 _CONVERGED = 1e-6
 _STEEPEST = 35.0
 
@@ -89,14 +90,29 @@ def fit_error_model(
 
 def _newton(x: Matrix, y: Labels, precision: Matrix, centre: Matrix) -> Matrix:
     """Coefficients of greatest posterior density."""
+
+    def loss(coefficients: Matrix) -> float:
+        scores = x @ coefficients
+        apart = coefficients - centre
+        penalty = 0.5 * float(precision @ (apart * apart))
+        return float((np.logaddexp(0.0, scores) - y * scores).sum()) + penalty
+
     coefficients = centre.copy()
+    now = loss(coefficients)
     for _ in range(_ITERATIONS):
-        scores = np.clip(x @ coefficients, -_STEEPEST, _STEEPEST)
-        p = 1.0 / (1.0 + np.exp(-scores))
+        p = 1.0 / (1.0 + np.exp(-np.clip(x @ coefficients, -_STEEPEST, _STEEPEST)))
         gradient = x.T @ (y - p) - precision * (coefficients - centre)
         hessian = (x * (p * (1.0 - p))[:, None]).T @ x + np.diag(precision)
         step = np.linalg.solve(hessian, gradient)
-        coefficients = coefficients + step
+        # A whole step may leap over the optimum where the curve is flat.
+        for _ in range(_HALVINGS):
+            after = loss(coefficients + step)
+            if after <= now:
+                break
+            step = 0.5 * step
+        else:
+            break
+        coefficients, now = coefficients + step, after
         if np.abs(step).max() < _CONVERGED:
             break
     return coefficients

@@ -54,7 +54,7 @@ def fit_projection(vectors: Vector, class_ids: Ids, rank: int = RANK) -> Project
     Args:
         vectors: Unit vectors, float32 [n, dimensions].
         class_ids: Class of each, int64 [n].
-        rank: Dimensions to keep.
+        rank: Dimensions to keep; at most one less than there are classes.
     """
     rows = vectors.astype(np.float64)
     dimensions = rows.shape[1]
@@ -64,6 +64,8 @@ def fit_projection(vectors: Vector, class_ids: Ids, rank: int = RANK) -> Project
     np.add.at(sums, members, rows)
     centres = sums / counts[:, None]
     within = _within(rows, centres, members, counts)
+    # There is nothing between classes in further dimensions.
+    rank = min(rank, max(len(counts) - 1, 1))
     values, axes = np.linalg.eigh(within)
     whitening = (axes / np.sqrt(values)) @ axes.T
     apart = centres - mean

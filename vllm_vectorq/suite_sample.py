@@ -81,8 +81,11 @@ class EntrySample:
 
     def remove(self, entry_ids: Sequence[int]) -> list[Sampled]:
         """Drop entries; returns those that were in the sample."""
+        before = len(self)
         gone = self._remove(entry_ids)
-        self._seen = max(self._seen - len(entry_ids), len(self._ids))
+        if gone:
+            # As many of those that are not in the sample will have left, too.
+            self._seen = max(round(self._seen * len(self) / before), len(self))
         return gone
 
     def _remove(self, entry_ids: Sequence[int]) -> list[Sampled]:

@@ -25,6 +25,9 @@ from .record import (
 )
 from .request import Answer, Partition
 
+# Empty partitions whose learned state is kept.
+MAX_TAUGHT = 1_000
+
 
 class WorkingSet:
     """Partitions and entries of this process.
@@ -83,10 +86,18 @@ class WorkingSet:
         return self._add_partition(partition.digest, dict(partition.facts))
 
     def drop_empty(self) -> None:
-        """Forget partitions that were empty at the last call, too."""
+        """Forget partitions that were empty at the last call, too.
+
+        What was learned outlives the entries, within bounds: after a quiet night the
+        same questions come again.
+        """
+        taught = 0
         for state in self.partitions():
             with self._lock:
                 if state.entries:
+                    continue
+                taught += state.taught
+                if state.taught and taught <= MAX_TAUGHT:
                     continue
                 if state.idle:
                     del self._partitions[state.digest]
@@ -219,6 +230,7 @@ class WorkingSet:
                         self._quota.restore(change.principal, change.entry_id)
                     state = self._partitions.get(change.partition)
                     if state is not None:
+                        state.taught = True
                         state.policy.observe(
                             change.entry_id,
                             change.features,

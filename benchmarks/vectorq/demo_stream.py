@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
-"""What the demo asks: messages to a support desk, and the model's task with them.
+"""What the demo asks: messages to the support desk of an online shop.
 
-The model names the ticket that a message belongs to. Twelve tickets come in eight
-phrasings each, and some messages come twice, as in the traffic of a real desk.
+The model turns each message into the title of a ticket. Twelve wishes come in eight
+phrasings each, and some messages come twice, as they do at a real desk. Nothing here
+says which titles are right: an answer is right if it is the model's own.
 """
 
 from __future__ import annotations
@@ -11,21 +12,24 @@ from __future__ import annotations
 import random
 from typing import Any
 
-# Each answer is one line.
-STOP = "\n"
-MAX_TOKENS = 16
+from benchmarks.program_sched.server import SERVED_NAME
 
-SYSTEM = (
+# A title is one line; an answer that is cut off is not kept by the cache.
+_STOP = "\n"
+_MAX_TOKENS = 24
+
+_SYSTEM = (
     "Shorten the customer's message to a title for the ticket: two or three words that "
     "say what it is about, and nothing else."
 )
-# The tickets, each with a message as the model is shown it.
-EXAMPLES: tuple[tuple[str, str], ...] = (
+# About other things than the messages below.
+_EXAMPLES: tuple[tuple[str, str], ...] = (
     ("How do I update my phone number?", "update phone number"),
     ("Can you tell me the size of your boxes?", "box size"),
     ("Please send me a receipt.", "send receipt"),
     ("Transfer 5 euros to my account.", "transfer 5 euros to account"),
     ("Can I borrow a ladder?", "borrow ladder"),
+    ("Is it possible to pause my subscription?", "pause subscription"),
     ("The bag that I got is torn.", "bag torn"),
     ("Is it possible to add a second user?", "add user"),
     ("Where is my coat?", "find coat"),
@@ -34,7 +38,7 @@ EXAMPLES: tuple[tuple[str, str], ...] = (
     ("What do I have to do to renew my contract?", "renew contract"),
     ("Could I meet a doctor, please?", "meet doctor"),
     ("I would like to know when the concert starts.", "concert start"),
-    ("Please pay back €75 to my account.", "pay back 75 euros to account"),
+    ("Please return €75 to my account.", "return 75 euros to account"),
     ("Where can I see the prices of your tickets?", "ticket prices"),
     ("I want my name to be changed.", "change name"),
     ("Please tell me how to book a room.", "book room"),
@@ -74,25 +78,25 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
         "I would like to cancel the order I placed.",
         "Is it possible to cancel my order?",
     ),
-    "opening hours": (
-        "What are your opening hours?",
-        "When are you open?",
-        "Can you tell me your opening hours?",
-        "What are the opening hours of your shop?",
-        "I would like to know your opening hours.",
-        "At what hours is your shop open?",
-        "When is the shop open?",
-        "Please tell me the opening hours.",
+    "use voucher": (
+        "How do I use my voucher?",
+        "How can I use my voucher?",
+        "Where can I use my voucher?",
+        "I want to use my voucher.",
+        "I would like to use a voucher.",
+        "Please tell me how to use my voucher.",
+        "What do I have to do to use a voucher?",
+        "I have a voucher, how do I use it?",
     ),
     "change address": (
-        "How do I change my delivery address?",
-        "How can I change my delivery address?",
-        "I want to change my delivery address.",
-        "Please change my delivery address.",
-        "Can I change the delivery address?",
-        "Where do I change my delivery address?",
-        "I need to change the address for delivery.",
-        "Is it possible to change my delivery address?",
+        "How do I change my address?",
+        "How can I change my address?",
+        "I want to change my address.",
+        "Please change my address.",
+        "Can I change my address?",
+        "Where do I change my address?",
+        "I need to change my address.",
+        "Is it possible to change my address?",
     ),
     "download invoice": (
         "How do I download my invoice?",
@@ -135,7 +139,7 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
         "What are the payment methods in your shop?",
     ),
     "gift card": (
-        "Do you sell gift cards?",
+        "How can I buy a gift card?",
         "Can I buy a gift card?",
         "Where can I buy a gift card?",
         "How do I buy a gift card?",
@@ -165,6 +169,48 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
         "I got my item and it is damaged.",
     ),
 }
+# One wish in two phrasings, and another wish that looks more like the first one.
 REFUND = "Refund 20 euros to my card"
 REFUND_REPHRASED = "Please refund €20 to my card"
 REFUND_CHANGED = "Refund 200 euros to my card"
+
+
+def stream(seed: int, repeats: int = 10) -> list[str]:
+    """Return all messages in random order.
+
+    Args:
+        seed: Of the order.
+        repeats: Messages that come a second time in the same words.
+    """
+    order = random.Random(seed)
+    messages = [text for texts in PHRASINGS.values() for text in texts]
+    order.shuffle(messages)
+    for _ in range(repeats):
+        again = order.choice(messages[: len(messages) // 2])
+        # Behind the first time that it is asked.
+        messages.insert(order.randrange(len(messages) // 2, len(messages)), again)
+    return [REFUND, *messages]
+
+
+def request_of(message: str, *, cached: bool = True) -> dict[str, Any]:
+    """Return the body of a chat completion request.
+
+    Args:
+        message: What the customer writes.
+        cached: Whether the cache may be used.
+    """
+    turns = [{"role": "system", "content": _SYSTEM}]
+    for example, title in _EXAMPLES:
+        turns.append({"role": "user", "content": example})
+        turns.append({"role": "assistant", "content": title})
+    turns.append({"role": "user", "content": message})
+    body: dict[str, Any] = {
+        "model": SERVED_NAME,
+        "messages": turns,
+        "temperature": 0.0,
+        "max_tokens": _MAX_TOKENS,
+        "stop": [_STOP],
+    }
+    if not cached:
+        body["vllm_xargs"] = {"vectorq_mode": "off"}
+    return body

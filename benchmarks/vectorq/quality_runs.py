@@ -10,21 +10,38 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
 import vllm_vectorq
-from benchmarks.vectorq import quality_answers, quality_streams
+from benchmarks.vectorq import (
+    datasets,
+    quality_answers,
+    quality_outcome,
+    quality_policies,
+    quality_static,
+    quality_streams,
+)
 from benchmarks.vectorq.quality_outcome import measured
 from benchmarks.vectorq.quality_policies import STATIC, policy_named
 from benchmarks.vectorq.quality_static import sweep
 from benchmarks.vectorq.quality_streams import TRAPS, Source, Stream
+from vllm_vectorq import guards
 from vllm_vectorq.replay import Outcome, replay
 
 THRESHOLDS = tuple(round(0.60 + 0.01 * i, 2) for i in range(40))
+
+_MEASURING = (
+    *(datasets, quality_answers, quality_outcome, quality_policies, quality_static),
+    quality_streams,
+)
+
+_signature = cache(guards.signature)
 
 Row = dict[str, Any]
 
@@ -88,7 +105,9 @@ def _measure(run: Run, stream: Stream, model_directory: str) -> Row:
 
 
 def _replayed(run: Run, stream: Stream, seed: int) -> Outcome:
-    with policy_named(run.policy) as policy:
+    # Many runs read the same texts.
+    remembered = patch.object(guards, "signature", _signature)
+    with policy_named(run.policy) as policy, remembered:
         return replay(
             policy,
             stream.vectors,
@@ -185,6 +204,7 @@ def perform_all(
             yield run, known
         else:
             missing.append(run)
+    done: Iterator[tuple[Run, Row]]
     if processes == 1:
         done = ((run, perform(run, model_directory, requests)) for run in missing)
     else:
@@ -207,9 +227,10 @@ def _in_processes(
 
 
 def _code_digest() -> str:
-    """Hash over the sources of the plugin and of this benchmark."""
+    """Hash over the sources that decide what is measured."""
     digest = hashlib.sha256()
-    for folder in (Path(vllm_vectorq.__file__).parent, Path(__file__).parent):
-        for path in sorted(folder.glob("*.py")):
-            digest.update(path.read_bytes())
+    plugin = sorted(Path(vllm_vectorq.__file__).parent.glob("*.py"))
+    for path in (*plugin, *(Path(str(module.__file__)) for module in _MEASURING)):
+        digest.update(path.read_bytes())
+    digest.update(Path(__file__).read_bytes())
     return digest.hexdigest()[:16]

@@ -9,6 +9,8 @@ frontier with many of them affordable.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -68,7 +70,7 @@ def interpolated(hit_rates: list[float], errors: list[float], allowed: float) ->
     best = frontier(hit_rates, errors, allowed)
     # As the threshold falls, hits and errors rise.
     points = [(0.0, 0.0), *sorted(zip(errors, hit_rates, strict=True))]
-    for (e0, h0), (e1, h1) in zip(points, points[1:], strict=False):
+    for (e0, h0), (e1, h1) in pairwise(points):
         if e0 <= allowed < e1:
             best = max(best, h0 + (h1 - h0) * (allowed - e0) / (e1 - e0))
     return best

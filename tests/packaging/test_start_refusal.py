@@ -58,7 +58,6 @@ def outcomes(model_path: str) -> dict[str, Outcome]:
     """What each way of asking, or not asking, leads to."""
     cases: dict[str, dict[str, object]] = {
         "nothing": {},
-        "vectorq": {"vectorq": {"enabled": True}},
         "moe_offload": {"moe_offload": {"enabled": True}},
         "hashattn": {"hashattn": {"weights": "codes.safetensors"}},
         "misspelt": {"vectorq": {"enable": True}},
@@ -70,7 +69,7 @@ def outcomes(model_path: str) -> dict[str, Outcome]:
 
 
 @pytest.mark.vllm
-@pytest.mark.parametrize("key", ["vectorq", "moe_offload", "hashattn"])
+@pytest.mark.parametrize("key", ["moe_offload", "hashattn"])
 def test_asking_is_refused(outcomes: dict[str, Outcome], key: str) -> None:
     outcome = outcomes[key]
     assert isinstance(outcome, str), "it was not refused"
@@ -107,12 +106,12 @@ def test_vllm_serve_ends_with_the_sentence(
     command = [
         str(Path(sys.executable).parent / "vllm"),
         *("serve", model_path, "--enforce-eager", "--port", str(free_port())),
-        "--additional-config.vectorq.enabled",
+        "--additional-config.moe_offload.enabled",
         "true",
     ]
     result = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
     )
     assert result.returncode != 0
-    sentence = "vectorq: asked for the semantic response cache with --additional-config"
+    sentence = "moe_offload: asked for "
     assert sentence in result.stdout + result.stderr

@@ -288,6 +288,14 @@ def test_the_request_tightens_what_the_operator_set() -> None:
     assert (unchanged.delta, unchanged.ttl_s, unchanged.store) == (None, None, True)
 
 
+def test_exact_mode_finds_what_others_stored() -> None:
+    prompt = chat("hi", "U: hi A:")
+    exact = build_request(SCOPE, prompt, "{}", Tightening(mode="exact"))
+    assert exact.exact_key == build(prompt).exact_key
+    assert exact.partition.digest == build(prompt).partition.digest
+    assert exact.why_exact
+
+
 def test_a_reason_for_exact_matches_is_kept() -> None:
     prompt = chat("hi", "U: hi A:")
     request = build_request(SCOPE, prompt, "{}", UNCHANGED, "it has a schema")

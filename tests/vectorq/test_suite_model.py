@@ -101,6 +101,16 @@ def test_labels_that_are_all_alike_are_believed(
     assert ((expected > low) & (expected < high)).all()
 
 
+@pytest.mark.parametrize("seed", [0, 324])
+def test_few_right_among_many_wrong_do_not_turn_the_expectation(seed: int) -> None:
+    features = np.ones((60, 5))
+    features[:, 1:] = np.random.default_rng(seed).standard_normal((60, 4))
+    right = (np.arange(60) < 2).astype(np.float64)
+    model, unseen = fit_error_model(features, right, seed)
+    assert unseen.mean() > 0.8
+    assert model.expected_errors(features).mean() > 0.8
+
+
 def test_more_labels_that_are_all_right_make_surer() -> None:
     expected = []
     for count in (60, 240, 960):

@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 OFFLINE := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help env setup demo test test-release lint format bench-program-sched docs clean
+.PHONY: help env setup demo test test-release lint format bench-program-sched bench-vectorq docs clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | \
@@ -40,6 +40,14 @@ format: env ## Rewrite the sources in the project's format
 
 bench-program-sched: setup ## Benchmark every policy of the program scheduler
 	@$(OFFLINE) $(BIN)/python -m benchmarks.program_sched.bench_programs $(ARGS)
+
+bench-vectorq: setup ## Benchmark quality and latency of the semantic cache
+	@$(OFFLINE) $(BIN)/python -m benchmarks.vectorq.bench_quality $(ARGS)
+	@$(OFFLINE) $(BIN)/python -m benchmarks.vectorq.bench_latency $(ARGS)
+
+bench-vectorq: setup ## Benchmark the semantic cache: hits and errors, then latency
+	@$(OFFLINE) $(BIN)/python -m benchmarks.vectorq.bench_quality $(ARGS)
+	@$(OFFLINE) $(BIN)/python -m benchmarks.vectorq.bench_latency $(ARGS)
 
 docs: ## Build the documentation into site/
 	@$(PYTHON) -m scripts.setup_env --no-model --extra docs

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -218,12 +219,19 @@ def _in_processes(
     runs: list[Run], model_directory: str, requests: int | None, processes: int
 ) -> Iterator[tuple[Run, Row]]:
     # Not forked: the embedding model's threads would not come along.
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        futures = {
-            pool.submit(perform, run, model_directory, requests): run for run in runs
-        }
+    pool = ProcessPoolExecutor(processes, get_context("spawn"))
+    one_thread_each = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    try:
+        with patch.dict(os.environ, one_thread_each):
+            futures = {
+                pool.submit(perform, run, model_directory, requests): run
+                for run in runs
+            }
         for future in as_completed(futures):
             yield futures[future], future.result()
+    finally:
+        # After an interruption, what has not begun is not waited for.
+        pool.shutdown(cancel_futures=True)
 
 
 def _code_digest() -> str:

@@ -87,7 +87,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     plan = replace(bench_quality.QUICK, deltas=(0.01,), further_deltas=(0.01,))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SUITE_DATA_DIR", str(root / "data"))
-        patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+        patch.setattr(datasets, "cache_dir", lambda: root / "cache")
         patch.setattr(quality_streams, "model_of", lambda directory: model)
         patch.setattr(datasets, "trap_pairs", lambda: pairs)
         patch.setattr(bench_quality, "QUICK", plan)
@@ -260,12 +260,13 @@ def test_without_pruning_every_miss_becomes_an_entry(world: Path) -> None:
 
 
 def test_without_cold_start_nothing_is_served_before_the_first_fit() -> None:
-    stream = random_stream(1, 200, noise=0.1)
+    stream = random_stream(1, 400, noise=0.1)
+    texts = [f"how do I get there by {_TAILS[c]}" for c in stream.classes]
     hits = []
     for name in ("suite", "suite no_cold_start"):
         with policy_named(name) as policy:
             policy._refit_at = len(stream.texts)
-            found = replay(policy, stream.vectors, stream.classes, 0.5, 0)
+            found = replay(policy, stream.vectors, stream.classes, 0.5, 0, texts=texts)
         hits.append(int(found.hit.sum()))
     assert hits[0] > 0 == hits[1]
 

@@ -113,7 +113,7 @@ def test_whole_numbers_will_do_for_numbers() -> None:
 
 @pytest.mark.parametrize(
     ("typo", "meant"),
-    [("dleta", "delta"), ("time_to_live", ""), ("max_entrys", "max_entries")],
+    [("dleta", "delta"), ("time_to_live", ""), ("max_entry", "max_entries")],
 )
 def test_unknown_option_comes_with_a_hint(typo: str, meant: str) -> None:
     with pytest.raises(ValueError, match=f"unknown option '{typo}'") as refusal:

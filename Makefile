@@ -45,10 +45,6 @@ bench-vectorq: setup ## Benchmark quality and latency of the semantic cache
 	@$(OFFLINE) $(BIN)/python -m benchmarks.vectorq.bench_quality $(ARGS)
 	@$(OFFLINE) $(BIN)/python -m benchmarks.vectorq.bench_latency $(ARGS)
 
-bench-vectorq: setup ## Benchmark the semantic cache: hits and errors, then latency
-	@$(OFFLINE) $(BIN)/python -m benchmarks.vectorq.bench_quality $(ARGS)
-	@$(OFFLINE) $(BIN)/python -m benchmarks.vectorq.bench_latency $(ARGS)
-
 docs: ## Build the documentation into site/
 	@$(PYTHON) -m scripts.setup_env --no-model --extra docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -12,17 +12,15 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
-import re
-from collections import Counter
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from benchmarks.vectorq.datasets import Ids
 from benchmarks.vectorq.quality_outcome import measured
 from benchmarks.vectorq.quality_streams import Stream
+from benchmarks.vectorq.quality_templates import Templates
 from vllm_vectorq import service as services
 from vllm_vectorq.config import VectorQConfig
 from vllm_vectorq.embedding_model import EmbeddingModel
@@ -33,98 +31,8 @@ from vllm_vectorq.request import Answer, CacheRequest, Hit, Partition
 
 _LOGGER = logging.getLogger("benchmarks.vectorq")
 _PARTITION = Partition(b"answers of templates".ljust(32, b"."), {"model": "benchmark"})
-_WORD = re.compile(r"[a-z]{3,}")
 _PREFIX, _TOTAL = "vllm:vectorq_", "_total"
 _COUNTED = frozenset(f"{_PREFIX}{n}{_TOTAL}" for n in ("verdicts", "explorations"))
-_SUBJECT_WORDS = 4
-_STEPS_PER_ANSWER = 3
-
-_OPENINGS = (
-    *("", "Sure! ", "Of course. ", "Certainly! ", "Absolutely: ", "Great question! "),
-    *("Happy to help! ", "No problem. ", "Thanks for asking! ", "Okay, "),
-)
-_STEPS = (
-    "Open the menu at the top left and choose the second entry",
-    "A form is sent to you by post, sign it and send it back",
-    "Our staff at the counter can do that while you wait",
-    "Restart the phone and install the newest version first",
-    "It is free of charge for members and for students",
-    "Compare the weather forecast before you decide",
-    "Keep the receipt, because the shop will want to see it",
-    "The limit is raised automatically after the first year",
-    "Tell us the serial number that is printed on the back",
-    "Someone from the garage calls you back in the afternoon",
-    "Pay with coins or with a note, the machine gives change",
-    "Take a photograph of the passport in bright daylight",
-    "The music stops as soon as the battery is almost empty",
-    "Ask the airline, since the luggage is handled by them",
-    "Write the recipe down and let the dough rest overnight",
-    "Nothing has to be done, the system repairs itself at night",
-    "Switch the lamp off, wait a little and switch it on again",
-    "Choose a window seat when the train is not too crowded",
-    "The doctor has to confirm it in a letter to the insurer",
-    "Delete the old calendar and import the new one",
-    "Exchange rates are updated every morning by the bank",
-    "Read the contract, the notice period is in the last part",
-    "A new password is needed, and it must be a long one",
-    "The parcel waits at the post office around the corner",
-)
-
-
-class Templates:
-    """What the model would answer.
-
-    Args:
-        stream: Its questions name what an intent is about.
-    """
-
-    def __init__(self, stream: Stream) -> None:
-        self._bodies = {
-            intent: _body(intent, words)
-            for intent, words in _subjects(stream.texts, stream.classes).items()
-        }
-
-    def answer(self, intent: int, number: int) -> str:
-        """The answer to an intent, in the wording of one request."""
-        chance = random.Random(number)
-        subject, steps = self._bodies[intent]
-        mark = chance.choice(("", "**", "*"))
-        end = chance.choice((".", "!"))
-        text = f"{chance.choice(_OPENINGS)}{mark}{subject}{mark}:"
-        form = chance.randrange(4)
-        if form == 0:
-            return text + "".join(f"\n- {step}{end}" for step in steps)
-        if form == 1:
-            return text + "".join(
-                f"\n{place}. {step}" for place, step in enumerate(steps, 1)
-            )
-        if form == 2:
-            return f"{text}\n\n" + f"{end}\n\n".join(steps) + end
-        return f"{text} " + " ".join(f"{step}." for step in steps)
-
-
-def _body(intent: int, words: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-    digest = hashlib.sha256(f"intent {intent}".encode()).digest()
-    steps = random.Random(digest).sample(_STEPS, _STEPS_PER_ANSWER)
-    return f"About {' '.join(words[:2])} and {' '.join(words[2:])}", tuple(steps)
-
-
-def _subjects(texts: tuple[str, ...], classes: Ids) -> dict[int, tuple[str, ...]]:
-    """The words that set the questions of each intent apart."""
-    everywhere: Counter[str] = Counter()
-    here: dict[int, Counter[str]] = {}
-    for text, intent in zip(texts, classes.tolist(), strict=True):
-        words = set(_WORD.findall(text.lower()))
-        everywhere.update(words)
-        here.setdefault(intent, Counter()).update(words)
-    return {
-        intent: tuple(
-            sorted(counts, key=lambda w: (-(counts[w] ** 2) / everywhere[w], w))[
-                :_SUBJECT_WORDS
-            ]
-        )
-        for intent, counts in here.items()
-    }
 
 
 class _TextTable:
@@ -149,9 +57,16 @@ class _TextTable:
 
 
 def serve(
-    stream: Stream, model: EmbeddingModel, delta: float, seed: int
+    stream: Stream, model: EmbeddingModel, delta: float, seed: int, alike: bool
 ) -> dict[str, Any]:
     """Run a stream through a cache.
+
+    Args:
+        stream: The requests.
+        model: Embeds the answers.
+        delta: Error budget per request.
+        seed: For exploration.
+        alike: As for :class:`Templates`.
 
     Returns:
         What a replay measures, what the judges said, and how many requests were exact
@@ -166,7 +81,7 @@ def serve(
     try:
         # Learning keeps step, so what is tuned does not depend on the clock.
         service.tuning.close()
-        outcome, exact = _serve(service, stream)
+        outcome, exact = _serve(service, stream, Templates(stream, alike))
         found = measured(outcome)
         state = service.working_set.partition(_PARTITION.digest)
         found["entries"] = len(service.working_set.entries)
@@ -175,15 +90,19 @@ def serve(
     finally:
         service.close()
     after = _verdicts()
-    found["verdicts"] = {
+    verdicts = {
         name: count - before.get(name, 0) for name, count in sorted(after.items())
     }
-    return {**found, "exact_repeats": exact}
+    found["judge_calls"] = sum(
+        count for name, count in verdicts.items() if name.startswith("explorations")
+    )
+    return {**found, "exact_repeats": exact, "verdicts": verdicts}
 
 
-def _serve(service: services.Service, stream: Stream) -> tuple[Outcome, int]:
+def _serve(
+    service: services.Service, stream: Stream, templates: Templates
+) -> tuple[Outcome, int]:
     n = len(stream.texts)
-    templates = Templates(stream)
     intent_of: dict[str, int] = {}
     outcome = Outcome(
         np.zeros(n, np.bool_), np.zeros(n, np.bool_), np.zeros(n, np.float32)

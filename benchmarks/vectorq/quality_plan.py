@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.vectorq.quality_policies import ABLATIONS, LEARNING, STATIC, SUITE
-from benchmarks.vectorq.quality_runs import Run
+from benchmarks.vectorq.quality_runs import ANSWERS, Run
 from benchmarks.vectorq.quality_streams import BANKING, DRIFT, TRAPS, Source
 
 # Budget at which parts of the policy are taken away, labels flipped and answers judged.
@@ -95,7 +95,8 @@ def _rivals(source: Source, shuffles: int, deltas: Sequence[float]) -> Iterator[
 
 def _studies(source: Source, plan: Plan) -> Iterator[Run]:
     for order in map(str, range(plan.repeats)):
-        yield Run("answers", source, order, SUITE, STUDIED_DELTA)
+        for part in ANSWERS:
+            yield Run(part, source, order, SUITE, STUDIED_DELTA)
         for noise in plan.noises:
             yield Run(
                 "judge_noise", source, order, SUITE, STUDIED_DELTA, judge_noise=noise

@@ -30,6 +30,8 @@ _STYLES = {
 }
 _SHADES = ("#009E73", "#0072B2", "#E69F00", "#D55E00", "#CC79A7")
 _MOST_ERROR = 6.0
+# Beyond it the budget per hit decides.
+_LARGEST_SHOWN = 0.02
 
 
 def plot(report: Report, folder: Path) -> list[Path]:
@@ -127,7 +129,7 @@ def _over_time(report: Report, path: Path) -> list[Path]:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
     for axis, drifts in zip(axes, (False, True), strict=True):
         own = [r for r in runs if (r["order"] == DRIFT) == drifts]
-        deltas = sorted({r["delta"] for r in own})
+        deltas = sorted({r["delta"] for r in own if r["delta"] <= _LARGEST_SHOWN})
         for delta, colour in zip(deltas, _SHADES, strict=False):
             rows = 100 * np.array(
                 [r["error_deciles"] for r in own if r["delta"] == delta]

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.vectorq.quality_outcome import pooled_calibration
 from benchmarks.vectorq.quality_policies import STATIC, SUITE
-from benchmarks.vectorq.quality_runs import THRESHOLDS, Row
+from benchmarks.vectorq.quality_runs import ANSWERS, ANSWERS_ALIKE, THRESHOLDS, Row
 from benchmarks.vectorq.quality_static import frontier, interpolated
 from benchmarks.vectorq.quality_streams import DRIFT, TRAPS
 from vllm_vectorq.config import VectorQConfig
@@ -53,14 +53,14 @@ def report_of(rows: list[Row]) -> dict[str, list[dict[str, Any]]]:
         "calibration": _calibration(policies),
         "ablations": _summaries(_of(replays, "ablations")),
         "judge_noise": _summaries(_of(replays, "judge_noise")),
-        "answers": _answers(_of(replays, "answers"), policies),
+        "answers": _answers(replays, policies),
         "traps": _traps(_of(rows, TRAPS)),
         "exact": [row for row in rows if row["policy"] == "exact"],
         "static": static,
         "runs": [
             {name: value for name, value in row.items() if name != "calibration"}
             for row in replays
-            if row["part"] != "answers"
+            if row["part"] not in ANSWERS
         ],
     }
 
@@ -148,10 +148,11 @@ def _answers(rows: list[Row], policies: list[Row]) -> list[dict[str, Any]]:
     shared = ("source", "order", "policy", "delta", "guards")
     known = {tuple(row[n] for n in shared): row for row in policies}
     found = []
-    for row in rows:
+    for row in (row for row in rows if row["part"] in ANSWERS):
         oracle = known[tuple(row[name] for name in shared)]
         found.append(
             {
+                "alike": row["part"] == ANSWERS_ALIKE,
                 **{name: row[name] for name in shared[:4]},
                 **{name: row[name] for name in (*_RATES, *_COUNTS)},
                 **{n: row[n] for n in ("exact_repeats", "verdicts", "faults")},

@@ -27,6 +27,7 @@ from benchmarks.vectorq import (
     quality_policies,
     quality_static,
     quality_streams,
+    quality_templates,
 )
 from benchmarks.vectorq.quality_outcome import measured
 from benchmarks.vectorq.quality_policies import STATIC, policy_named
@@ -35,11 +36,13 @@ from benchmarks.vectorq.quality_streams import TRAPS, Source, Stream
 from vllm_vectorq import guards
 from vllm_vectorq.replay import Outcome, replay
 
+ANSWERS_ALIKE = "answers_alike"
+ANSWERS = ("answers", ANSWERS_ALIKE)
 THRESHOLDS = tuple(round(0.60 + 0.01 * i, 2) for i in range(40))
 
 _MEASURING = (
     *(datasets, quality_answers, quality_outcome, quality_policies, quality_static),
-    quality_streams,
+    *(quality_streams, quality_templates),
 )
 
 _signature = cache(guards.signature)
@@ -91,9 +94,10 @@ def perform(run: Run, model_directory: str, requests: int | None) -> Row:
 
 def _measure(run: Run, stream: Stream, model_directory: str) -> Row:
     seed = quality_streams.seed_of(run.order)
-    if run.part == "answers":
+    if run.part in ANSWERS:
         model = quality_streams.model_of(model_directory)
-        return quality_answers.serve(stream, model, run.delta, seed)
+        alike = run.part == ANSWERS_ALIKE
+        return quality_answers.serve(stream, model, run.delta, seed, alike)
     if run.policy == STATIC:
         hit_rates, errors = sweep(stream, np.array(THRESHOLDS), run.guards)
         return {

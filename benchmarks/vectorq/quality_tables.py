@@ -32,7 +32,8 @@ def tables(report: dict[str, Any]) -> Iterator[str]:
         share = row["share_of_oracle_hits"]
         met = "met" if share >= ANSWERS_TARGET else "missed"
         yield (
-            f"{row['source']} {row['order']}, {row['policy']}, delta {row['delta']:g}: "
+            f"{row['source']} {row['order']}, delta {row['delta']:g}, answers "
+            f"{'alike' if row['alike'] else 'apart'}: "
             f"hit {row['hit_rate']:.1%}, wrong {row['error_per_request']:.2%}; with "
             f"known classes {row['oracle_hit_rate']:.1%}, "
             f"{row['oracle_error_per_request']:.2%}; share of hits {share:.1%} "

@@ -220,13 +220,16 @@ def store_url(config: VectorQConfig, model_name: str, fingerprint: str) -> str:
         return config.store
     parts = "\0".join((model_name, config.namespace, fingerprint))
     name = hashlib.sha256(parts.encode()).hexdigest()[:16]
-    return f"sqlite://{quote(str(cache_directory() / f'{name}.db'))}"
+    return f"sqlite://{quote(str(_made(cache_directory()) / f'{name}.db'))}"
 
 
 def cache_directory() -> Path:
-    """Directory of what no option names, made if need be."""
+    """Directory of what no option names; it need not exist."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    directory = Path(base, "vllm-vectorq").absolute()
+    return Path(base, "vllm-vectorq").absolute()
+
+
+def _made(directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     return directory
 
@@ -249,7 +252,7 @@ def snapshot_dir(url: str) -> Path | None:
     if url.startswith("sqlite:"):
         return sqlite_path(url).with_suffix(".graphs")
     name = hashlib.sha256(url.encode()).hexdigest()[:16]
-    return cache_directory() / f"{name}.graphs"
+    return _made(cache_directory()) / f"{name}.graphs"
 
 
 def _embedding_model(config: VectorQConfig) -> EmbeddingModel | None:

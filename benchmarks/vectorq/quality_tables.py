@@ -31,13 +31,14 @@ def tables(report: dict[str, Any]) -> Iterator[str]:
     for row in report["answers"]:
         share = row["share_of_oracle_hits"]
         met = "met" if share >= ANSWERS_TARGET else "missed"
+        kept = "kept" if row["error_per_request"] <= row["delta"] else "exceeded"
         yield (
             f"{row['source']} {row['order']}, delta {row['delta']:g}, answers "
             f"{'alike' if row['alike'] else 'apart'}: "
             f"hit {row['hit_rate']:.1%}, wrong {row['error_per_request']:.2%}; with "
             f"known classes {row['oracle_hit_rate']:.1%}, "
             f"{row['oracle_error_per_request']:.2%}; share of hits {share:.1%} "
-            f"(target {ANSWERS_TARGET:.0%} {met})"
+            f"(target {ANSWERS_TARGET:.0%} {met}), budget {kept}"
         )
     yield "\n== trap pairs =="
     for row in report["traps"]:

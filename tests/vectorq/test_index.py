@@ -351,6 +351,7 @@ def test_making_a_graph_leaves_the_thread_settings_of_others_alone() -> None:
         large_index(units(np.random.default_rng(0), 300, DIMENSIONS))
         own.append(faiss.omp_get_max_threads())
 
+    here = faiss.omp_get_max_threads()
     threads = [threading.Thread(target=other), threading.Thread(target=maintain)]
     threads[0].start()
     assert looked.wait(30)

@@ -180,8 +180,7 @@ class SemanticCache:
         started = time.perf_counter()
         evidence, entries = self.evidence(state, request, vector)
         searched = time.perf_counter()
-        delta = tightest(self.config.delta, request.delta) or self.config.delta
-        decision = state.policy.decide(evidence, delta, self._uniform())
+        decision = state.policy.decide(evidence, self.delta(request), self._uniform())
         self.metrics.search_seconds.observe(searched - started)
         self.metrics.decide_seconds.observe(time.perf_counter() - searched)
         ticket.decision = decision
@@ -212,10 +211,12 @@ class SemanticCache:
             if entry is not None and self.fresh(entry, request):
                 entries.append(entry)
                 kept.append(place)
-        signature = guards.signature(request.text) if self.config.guards else None
-        conflicts, lexical = lexical_evidence(
-            signature, [entry.signature for entry in entries]
-        )
+        signature: guards.Signature | None = None
+        others: list[guards.Signature | None] = [None] * len(entries)
+        if self.config.guards:
+            signature = guards.signature(request.text)
+            others = [entry.signature for entry in entries]
+        conflicts, lexical = lexical_evidence(signature, others)
         return (
             Evidence(
                 vector=vector,
@@ -229,6 +230,10 @@ class SemanticCache:
             ),
             entries,
         )
+
+    def delta(self, request: CacheRequest) -> float:
+        """Error budget of a request."""
+        return tightest(self.config.delta, request.delta) or self.config.delta
 
     def fresh(self, entry: Entry, request: CacheRequest) -> bool:
         """Whether an entry is young enough for a request."""

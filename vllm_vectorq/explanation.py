@@ -12,7 +12,6 @@ from .entries import Entry
 from .policy import Evidence
 from .record import Vector
 from .request import CacheRequest
-from .tightening import tightest
 
 if TYPE_CHECKING:
     from .cache import SemanticCache
@@ -61,7 +60,7 @@ def explain(
         why = "nothing is stored for this model, prompt context and caller yet"
         return {**facts, "served": False, "why": why}
     evidence, entries = cache.evidence(state, request, vector)
-    delta = tightest(cache.config.delta, request.delta) or cache.config.delta
+    delta = cache.delta(request)
     decision = state.policy.decide(evidence, delta, _NO_EXPLORATION)
     result = {
         **facts,

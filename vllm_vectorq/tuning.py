@@ -4,12 +4,12 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from logging import Logger
 from pathlib import Path
 
 from . import index_snapshot
+from .background import BackgroundThread
 from .faults import Faults
 from .working_set import WorkingSet
 
@@ -43,10 +43,9 @@ class Tuning:
         self._fingerprint = fingerprint
         self._faults = faults
         self._logger = logger
-        self._stop = threading.Event()
-        self._thread = threading.Thread(
-            target=self._run, name="vectorq-tuning", daemon=True
-        )
+        self._save_at_s = time.monotonic() + SAVE_INTERVAL_S
+        self._empty_at_s = time.monotonic() + EMPTY_INTERVAL_S
+        self._thread = BackgroundThread("tuning", INTERVAL_S, self._round, faults)
 
     def start(self) -> None:
         """Begin."""
@@ -54,10 +53,7 @@ class Tuning:
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Stop; the graphs are saved once more unless one is being made."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)
-        if not self._thread.is_alive():
+        if self._thread.close(timeout_s):
             self.save()
 
     def restore(self, dimensions: int) -> int:
@@ -95,7 +91,7 @@ class Tuning:
     def once(self) -> None:
         """One round over all partitions."""
         for state in self._working_set.partitions():
-            if self._stop.is_set():
+            if self._thread.stopping:
                 return
             try:
                 if state.index is not None:
@@ -104,17 +100,12 @@ class Tuning:
             except Exception as error:
                 self._faults.report("tuning", error)
 
-    def _run(self) -> None:
-        save_at_s = time.monotonic() + SAVE_INTERVAL_S
-        empty_at_s = time.monotonic() + EMPTY_INTERVAL_S
-        while not self._stop.wait(INTERVAL_S):
-            try:
-                self.once()
-                if time.monotonic() >= empty_at_s:
-                    self._working_set.drop_empty()
-                    empty_at_s = time.monotonic() + EMPTY_INTERVAL_S
-            except Exception as error:
-                self._faults.report("tuning", error)
-            if time.monotonic() >= save_at_s:
-                self.save()
-                save_at_s = time.monotonic() + SAVE_INTERVAL_S
+    def _round(self) -> None:
+        self.once()
+        now_s = time.monotonic()
+        if now_s >= self._empty_at_s:
+            self._working_set.drop_empty()
+            self._empty_at_s = now_s + EMPTY_INTERVAL_S
+        if now_s >= self._save_at_s:
+            self.save()
+            self._save_at_s = now_s + SAVE_INTERVAL_S

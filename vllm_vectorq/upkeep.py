@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from logging import Logger
 
+from .background import BackgroundThread
 from .config import VectorQConfig
 from .error_estimate import ServedErrorEstimator
 from .faults import Faults
@@ -47,14 +47,10 @@ class Upkeep:
         self._working_set = working_set
         self._served_errors = served_errors
         self._metrics = metrics
-        self._faults = faults
         self._logger = logger
         self._clock = clock
-        self._stop = threading.Event()
         self._next_line_s = time.monotonic() + config.log_interval_s
-        self._thread = threading.Thread(
-            target=self._run, name="vectorq-upkeep", daemon=True
-        )
+        self._thread = BackgroundThread("upkeep", INTERVAL_S, self._round, faults)
 
     def start(self) -> None:
         """Begin."""
@@ -62,9 +58,7 @@ class Upkeep:
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Stop, and wait for the round in progress."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)
+        self._thread.close(timeout_s)
 
     def once(self) -> None:
         """One round: expire, evict, refresh gauges."""
@@ -76,13 +70,9 @@ class Upkeep:
             len(entries), entries.size_bytes, estimate, self._config.delta
         )
 
-    def _run(self) -> None:
-        while not self._stop.wait(INTERVAL_S):
-            try:
-                self.once()
-                self._log()
-            except Exception as error:
-                self._faults.report("upkeep", error)
+    def _round(self) -> None:
+        self.once()
+        self._log()
 
     def _expire(self) -> None:
         while expired := self._working_set.entries.expired(self._clock(), BATCH):
@@ -90,7 +80,7 @@ class Upkeep:
 
     def _evict(self) -> None:
         entries = self._working_set.entries
-        while not self._stop.is_set():
+        while not self._thread.stopping:
             surplus = len(entries) - self._config.max_entries
             if entries.size_bytes > self._config.max_bytes:
                 surplus = max(surplus, 1 + len(entries) // 100)

@@ -11,11 +11,11 @@ the last one stopped.
 
 import argparse
 import dataclasses
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from benchmarks.command import run_command
 from benchmarks.program_sched.experiment import (
     let_learn,
     measure,
@@ -101,15 +101,11 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the missing cells and print the tables; return the exit status."""
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        return _run(options)
-    except (FileNotFoundError, ValueError, RuntimeError) as problem:
-        print(f"bench_programs: {problem}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nbench_programs: interrupted; run it again to go on", file=sys.stderr)
-        return 130
+    return run_command(
+        "bench_programs",
+        lambda: _run(options),
+        (FileNotFoundError, ValueError, RuntimeError),
+    )
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -8,11 +8,11 @@ Run from the repository root: ``python -m benchmarks.program_sched.demo``.
 import argparse
 import dataclasses
 import json
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.command import run_command
 from benchmarks.program_sched.experiment import let_learn, measure, prepare
 from benchmarks.program_sched.plot import plot_latency_cdf
 from benchmarks.program_sched.policies import BASELINE, POLICIES, policy_named
@@ -63,16 +63,12 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; return the exit status."""
     options = _parser().parse_args(arguments)
-    # A terminated demo must still end its server.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        return _run(options)
-    except (FileNotFoundError, ValueError, RuntimeError) as problem:
-        print(f"demo: {problem}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ndemo: interrupted, server stopped", file=sys.stderr)
-        return 130
+    return run_command(
+        "demo",
+        lambda: _run(options),
+        (FileNotFoundError, ValueError, RuntimeError),
+        interrupted="interrupted, server stopped",
+    )
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -13,13 +13,13 @@ machine.
 import argparse
 import importlib.metadata
 import json
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import environment
+from benchmarks.command import run_command
 from benchmarks.vectorq import latency_server, latency_soak, latency_stages
 from benchmarks.vectorq.latency_plot import plot
 from benchmarks.vectorq.latency_store import embedding_model_dir
@@ -90,15 +90,12 @@ def _with_defaults(options: argparse.Namespace) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the parts, write JSON and pictures; return the exit status."""
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        return _run(_with_defaults(options))
-    except (FileNotFoundError, ValueError, RuntimeError) as problem:
-        print(f"bench_latency: {problem}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nbench_latency: interrupted", file=sys.stderr)
-        return 130
+    return run_command(
+        "bench_latency",
+        lambda: _run(_with_defaults(options)),
+        (FileNotFoundError, ValueError, RuntimeError),
+        interrupted="interrupted",
+    )
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -11,7 +11,6 @@ invocation goes on where the first one stopped.
 
 import argparse
 import json
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import environment
+from benchmarks.command import run_command
 from benchmarks.program_sched.results import one_row_a_line
 from benchmarks.vectorq import quality_streams
 from benchmarks.vectorq.latency_store import embedding_model_dir
@@ -74,15 +74,11 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do the missing runs, write JSON and pictures; return the exit status."""
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        return _run(_with_defaults(options))
-    except (FileNotFoundError, ModuleNotFoundError, ValueError) as problem:
-        print(f"bench_quality: {problem}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nbench_quality: interrupted; run it again to go on", file=sys.stderr)
-        return 130
+    return run_command(
+        "bench_quality",
+        lambda: _run(_with_defaults(options)),
+        (FileNotFoundError, ModuleNotFoundError, ValueError),
+    )
 
 
 def _with_defaults(options: argparse.Namespace) -> argparse.Namespace:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 import httpx
 
 from benchmarks import environment
+from benchmarks.command import run_command
 from benchmarks.program_sched.results import one_row_a_line
 from benchmarks.program_sched.server import VllmServer
 from benchmarks.vectorq.demo_client import Desk, Reply
@@ -68,16 +68,12 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; return the exit status."""
     options = _parser().parse_args(arguments)
-    # A terminated demo must still end its server.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        return _run(options)
-    except (FileNotFoundError, ValueError, RuntimeError, httpx.HTTPError) as problem:
-        print(f"demo: {problem}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ndemo: interrupted, server stopped", file=sys.stderr)
-        return 130
+    return run_command(
+        "demo",
+        lambda: _run(options),
+        (FileNotFoundError, ValueError, RuntimeError, httpx.HTTPError),
+        interrupted="interrupted, server stopped",
+    )
 
 
 def _run(options: argparse.Namespace) -> int:

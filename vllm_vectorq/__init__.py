@@ -19,9 +19,9 @@ def register() -> None:
     from vllm_vectorq.compat import check_before_start
     from vllm_vectorq.config import KEY, check_options
 
-    def prepare(additional_config: object) -> None:
+    def prepare(additional_config: object, api_servers: int) -> None:
         """Get ready for an engine that is about to be configured."""
-        if check_options(additional_config):
+        if check_options(additional_config, api_servers):
             from vllm_vectorq.hooks import install
 
             check_vllm_version(KEY)

@@ -30,6 +30,5 @@ WORDS: Mapping[Bypass, str] = {
     Bypass.NO_TENANT: "the request lacks the header that names its tenant",
     Bypass.SWITCHED_OFF: "the request switched the cache off (vectorq_mode)",
     Bypass.MALFORMED_CONTROL: "a vectorq_* field cannot be understood",
-    Bypass.ENGINE_DEAD: "the engine has failed",
     Bypass.FAULT: "the plugin failed; the server's log says how",
 }

@@ -36,7 +36,6 @@ class Bypass(StrEnum):
     NO_TENANT = "no_tenant"
     SWITCHED_OFF = "switched_off"
     MALFORMED_CONTROL = "malformed_control"
-    ENGINE_DEAD = "engine_dead"
     FAULT = "fault"
 
 

@@ -165,17 +165,18 @@ def wrap(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
     setattr(owner, name, replacement)
 
 
-def check_before_start(check: Callable[[object], None]) -> None:
-    """Call ``check(additional_config)`` before vLLM builds its configuration.
+def check_before_start(check: Callable[[object, int], None]) -> None:
+    """Call a check before vLLM builds its configuration.
 
     Args:
-        check: Raises to keep the server from starting.
+        check: Gets ``additional_config`` and the number of API server processes;
+            raises to keep the server from starting.
     """
     from vllm.engine.arg_utils import EngineArgs
 
     def make(build: Callable[..., Any]) -> Callable[..., Any]:
         def checked(self: EngineArgs, *args: Any, **kwargs: Any) -> Any:
-            check(self.additional_config)
+            check(self.additional_config, int(self._api_process_count))
             return build(self, *args, **kwargs)
 
         return checked

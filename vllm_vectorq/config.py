@@ -193,13 +193,23 @@ def _wrong(name: str, value: object, remedy: str) -> ConfigError:
     return ConfigError(f"{KEY}.{name}={value!r} cannot be used: {remedy}")
 
 
-def check_options(additional_config: object) -> bool:
+def check_options(additional_config: object, api_servers: int = 1) -> bool:
     """Say whether a server asks for the cache, and refuse options it cannot have.
 
     Args:
         additional_config: The value of ``--additional-config``.
+        api_servers: Processes that serve the API.
 
     Raises:
-        ValueError: An option is unknown, malformed or out of range.
+        ValueError: An option is unknown, malformed, out of range, or not for so many
+            API servers.
     """
-    return VectorQConfig.from_additional_config(additional_config).enabled
+    config = VectorQConfig.from_additional_config(additional_config)
+    if config.enabled and api_servers > 1 and config.store.startswith("sqlite"):
+        remedy = (
+            f"a SQLite store belongs to one process, and {api_servers} API servers "
+            "were asked for. Give the URL of a PostgreSQL database that they share, "
+            "'memory' for separate caches, or --api-server-count 1"
+        )
+        raise _wrong("store", config.store, remedy)
+    return config.enabled

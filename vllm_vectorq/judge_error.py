@@ -144,37 +144,6 @@ class JudgeErrors:
         lower, upper = clopper_pearson(wrong, pairs, self._confidence)
         return ErrorRate(wrong, pairs, lower, upper)
 
-    def widened(
-        self, delta: float, hit_share: float, label_shares: Mapping[str, float]
-    ) -> float:
-        """Bound that holds in truth when a policy keeps ``delta`` for the judges.
-
-        Args:
-            delta: Budget the policy keeps, as a share of all requests.
-            hit_share: Share of all requests that are served from the cache.
-            label_shares: Share of the labels "equivalent" that each judge gave.
-        """
-        return min(delta + self._judges_part(hit_share, label_shares), 1.0)
-
-    def remaining(
-        self, delta: float, hit_share: float, label_shares: Mapping[str, float]
-    ) -> float:
-        """Budget to hand to a policy so that :meth:`widened` is ``delta``.
-
-        Returns:
-            0 when the judges alone may use the budget up: nothing should be served.
-        """
-        return max(delta - self._judges_part(hit_share, label_shares), 0.0)
-
-    def _judges_part(
-        self, hit_share: float, label_shares: Mapping[str, float]
-    ) -> float:
-        return hit_share * sum(
-            share * self.false_equivalent(source).upper
-            for source, share in label_shares.items()
-            if share > 0.0
-        )
-
 
 def clopper_pearson(wrong: int, trials: int, confidence: float) -> tuple[float, float]:
     """Exact binomial bounds of a rate, each of which holds with ``confidence``.

@@ -8,7 +8,7 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from .config import VectorQConfig
@@ -160,11 +160,12 @@ class Learner:
             return None
         request = ticket.request
         verdict = self._compare(request.text or "", answer, candidate)
-        if verdict.equivalent is None:
-            self._metrics.explored("unknown")
-            return None
-        self._metrics.explored("right" if verdict.equivalent else "wrong")
-        self._served_errors.label(verdict.equivalent, decision.propensity)
+        outcome = {True: "right", False: "wrong", None: "unknown"}[verdict.equivalent]
+        self._metrics.explored(outcome)
+        # Answers that no judge can compare are mostly different ones. Labels without
+        # them would be of the easy cases only, and the budget would not hold.
+        verdict = replace(verdict, equivalent=verdict.equivalent is True)
+        self._served_errors.label(verdict.equivalent is True, decision.propensity)
         self.teach(candidate, decision, verdict, request.principal)
         return verdict.equivalent
 
@@ -298,6 +299,10 @@ class Learner:
                 "false_different": asdict(different),
             }
         stats["labelling"] = asdict(self._labeller.stats())
+        stats["refused_labels"] = {
+            "per_entry": self._quota.refused_per_entry,
+            "per_minute": self._quota.refused_per_minute,
+        }
         return stats
 
     def may_serve(self, entry: Entry, request: CacheRequest) -> bool:

@@ -265,9 +265,9 @@ def _embedding_model(config: VectorQConfig) -> EmbeddingModel | None:
     except Exception as error:
         raise ConfigError(
             f"vectorq.embedding_model={config.embedding_model!r} cannot be loaded: "
-            f"{error}. Give the directory of a sentence-transformers model, install "
-            "sentence-transformers and faiss-cpu, or choose the policy 'exact', which "
-            "needs neither."
+            f"{str(error).rstrip('.')}. Give the directory of a sentence-transformers "
+            "model, install sentence-transformers and faiss-cpu, or choose the policy "
+            "'exact', which needs neither."
         ) from error
     return model
 

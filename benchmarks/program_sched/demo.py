@@ -6,7 +6,6 @@ Run from the repository root: ``python -m benchmarks.program_sched.demo``.
 """
 
 import argparse
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -19,8 +18,12 @@ from benchmarks.program_sched.policies import BASELINE, POLICIES, policy_named
 from benchmarks.program_sched.report import Cell, Summary, summarize, tables
 from benchmarks.program_sched.results import ResultFile
 from benchmarks.program_sched.server import VllmServer
-from benchmarks.program_sched.workload import WorkloadParams, generate_programs
+from benchmarks.program_sched.workload import WorkloadParams
 from scripts.model_cache import resolve_model
+
+# The measured replay of one server takes about this long, whatever the machine.
+_REPLAY_S = 120.0
+_PROGRAMS = (18, 60)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -32,20 +35,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", help="path or hub id (default: the demo model)")
     parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--programs", type=int, default=21)
     parser.add_argument(
-        "--rate",
+        "--programs",
+        type=int,
+        help=f"default: what the machine finishes in {_REPLAY_S:g} s, "
+        f"{_PROGRAMS[0]} to {_PROGRAMS[1]}",
+    )
+    parser.add_argument(
+        "--load",
         type=float,
-        default=1.0,
-        help="program arrivals per second; the default is more than two cores finish",
+        default=5.0,
+        help="program arrivals, in multiples of what plain vLLM finishes on this "
+        "machine (default: 5)",
     )
     parser.add_argument(
         "--warm-up",
         type=int,
-        default=24,
+        default=18,
         metavar="N",
-        help="unmeasured programs from which the scheduler learns first, as it would "
-        "from the traffic of a running server",
+        help="unmeasured programs that both servers get first: they measure the "
+        "machine, and the scheduler learns from them as from the traffic of a server "
+        "that has been running",
     )
     parser.add_argument(
         "--policy",
@@ -72,44 +82,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if not options.warm_up > 0 or not options.load > 0.0:
+        raise ValueError(
+            f"--warm-up {options.warm_up} --load {options.load:g}: both must be above 0"
+        )
     model = options.model or resolve_model()
-    params = WorkloadParams(
-        seed=options.seed, programs=options.programs, rate=options.rate
+    print(
+        "Workload: chats, tool loops and search trees, "
+        f"{options.load:g} times as many as plain vLLM finishes, seed {options.seed}.\n"
+        f"Model: {model}\n"
+        f"Servers, one after the other: {POLICIES[BASELINE].title}, "
+        f"{POLICIES[options.policy].title}; each gets {options.warm_up} other programs "
+        "first. Four to eight minutes on two cores.",
+        file=sys.stderr,
     )
-    _explain(params, model, options)
     out: Path = options.out
     results_path = out / "results.json"
     results_path.unlink(missing_ok=True)
-    settings = {
-        "model": model,
-        "workload": dataclasses.asdict(params),
-        "warm_up": options.warm_up,
-    }
+    settings = {"model": model, "load": options.load, "warm_up": options.warm_up}
     results = ResultFile(results_path, settings)
     for name in (BASELINE, options.policy):
         policy = policy_named(name)
         print(f"\n== {policy.title} ==", file=sys.stderr)
         with VllmServer(model, out / f"server-{name}.log", policy.server_flags) as vllm:
             prepare(vllm, policy)
-            if name != BASELINE and options.warm_up > 0:
-                let_learn(vllm, policy, params, options.warm_up)
-            results.add(measure(vllm, policy, params))
+            capacity = let_learn(vllm, policy, WorkloadParams(), options.warm_up)
+            if results.capacity is None:
+                results.capacity = capacity
+            params = _params(results.capacity, options)
+            results.add(measure(vllm, policy, params, options.load))
     pictures = plot_latency_cdf(results.cells, out / "latency_cdf")
     _conclude(results, pictures, as_json=options.json)
     return _failures(results.cells)
 
 
-def _explain(params: WorkloadParams, model: str, options: argparse.Namespace) -> None:
-    programs = generate_programs(params)
-    calls = sum(len(program.calls) for program in programs)
-    print(
-        f"Workload: {len(programs)} programs ({calls} calls: chats, tool loops, search "
-        f"trees), {params.rate:g} new programs per second, seed {params.seed}.\n"
-        f"Model: {model}\n"
-        f"Servers, one after the other: {POLICIES[BASELINE].title}, "
-        f"{POLICIES[options.policy].title}; the second one learns from "
-        f"{options.warm_up} other programs first. Three to eight minutes on two cores.",
-        file=sys.stderr,
+def _params(capacity: float, options: argparse.Namespace) -> WorkloadParams:
+    """The same regime on every machine.
+
+    Args:
+        capacity: Programs that plain vLLM finishes per second.
+        options: Of the command line.
+    """
+    fewest, most = _PROGRAMS
+    fitting = min(max(round(_REPLAY_S * capacity), fewest), most)
+    return WorkloadParams(
+        seed=options.seed,
+        programs=fitting if options.programs is None else options.programs,
+        rate=options.load * capacity,
     )
 
 

@@ -92,6 +92,16 @@ def test_options_are_read_from_the_servers_config() -> None:
     assert check_options({"vectorq": options})
 
 
+def test_sqlite_is_refused_for_several_api_servers() -> None:
+    assert check_options({"vectorq": {"enabled": True}}, api_servers=1)
+    assert not check_options({"vectorq": {"enabled": False}}, api_servers=2)
+    for store in ("memory", "postgresql://db/answers"):
+        assert check_options({"vectorq": {"enabled": True, "store": store}}, 2)
+    for store in ("sqlite", "sqlite:///data/answers.db"):
+        with pytest.raises(ValueError, match="2 API servers were asked for"):
+            check_options({"vectorq": {"enabled": True, "store": store}}, 2)
+
+
 def test_judges_may_be_one_string_as_command_lines_give_it() -> None:
     assert VectorQConfig(judges="equality,embedding").judges == (  # type: ignore[arg-type]
         "equality",

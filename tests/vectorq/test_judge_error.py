@@ -3,7 +3,6 @@
 """Measured errors of judges: exact intervals, and what they cost the budget."""
 
 import math
-import random
 
 import pytest
 from hypothesis import given
@@ -90,8 +89,6 @@ def test_errors_are_counted_per_judge_and_per_verdict() -> None:
 
 def test_an_unknown_judge_may_be_always_wrong() -> None:
     assert JudgeErrors().false_equivalent("model").upper == 1.0
-    assert JudgeErrors().remaining(0.02, 0.5, {"model": 1.0}) == 0.0
-    assert JudgeErrors().widened(0.02, 0.5, {"model": 1.0}) == pytest.approx(0.52)
 
 
 def test_a_measured_judge_starts_with_what_was_measured_and_copies_it() -> None:
@@ -100,64 +97,6 @@ def test_a_measured_judge_starts_with_what_was_measured_and_copies_it() -> None:
     errors.count("embedding", True, True)
     assert errors.false_equivalent("embedding").pairs == 101
     assert known.true_equivalent == 99
-
-
-def test_the_budget_shrinks_by_the_upper_bound_times_the_share_of_hits() -> None:
-    errors = JudgeErrors(
-        measured={
-            "equality": Agreement(0, 2000),
-            "embedding": Agreement(2, 998),
-        }
-    )
-    shares = {"equality": 0.7, "embedding": 0.3}
-    q = (
-        0.7 * clopper_pearson(0, 2000, 0.95)[1]
-        + 0.3 * clopper_pearson(2, 1000, 0.95)[1]
-    )
-    assert errors.widened(0.02, 0.4, shares) == pytest.approx(0.02 + 0.4 * q)
-    assert errors.remaining(0.02, 0.4, shares) == pytest.approx(0.02 - 0.4 * q)
-
-
-@given(
-    st.integers(0, 50),
-    st.integers(0, 500),
-    st.floats(0.001, 0.5),
-    st.floats(0.0, 1.0),
-)
-def test_a_policy_with_the_remaining_budget_keeps_the_promised_one(
-    wrong: int, right: int, delta: float, hit_share: float
-) -> None:
-    errors = JudgeErrors(measured={"judge": Agreement(wrong, right)})
-    left = errors.remaining(delta, hit_share, {"judge": 1.0})
-    assert 0.0 <= left <= delta
-    if left > 0.0:
-        kept = errors.widened(left, hit_share, {"judge": 1.0})
-        assert kept == pytest.approx(delta)
-
-
-def test_a_judge_that_gave_no_label_costs_nothing() -> None:
-    errors = JudgeErrors(measured={"equality": Agreement(0, 1000)})
-    with_unknown = errors.remaining(0.02, 0.5, {"equality": 1.0, "model": 0.0})
-    assert with_unknown == errors.remaining(0.02, 0.5, {"equality": 1.0})
-
-
-def test_the_widened_bound_holds_when_the_judge_errs_as_measured() -> None:
-    # Served answers that the judge calls right with probability 0.99; of those, 4 %
-    # are wrong. The policy keeps its promise towards the judge exactly.
-    rng = random.Random(3)
-    requests, hit_share, q = 20_000, 0.5, 0.04
-    served_wrong = judged_wrong = 0
-    for _ in range(requests):
-        if rng.random() < hit_share:
-            judged_right = rng.random() < 0.99
-            judged_wrong += not judged_right
-            served_wrong += not judged_right or rng.random() < q
-    errors = JudgeErrors()
-    for _ in range(2000):
-        errors.count("judge", True, rng.random() >= q)
-    bound = errors.widened(judged_wrong / requests, hit_share, {"judge": 1.0})
-    assert served_wrong / requests <= bound
-    assert served_wrong / requests > judged_wrong / requests + 0.01
 
 
 def test_old_behaviour_of_a_judge_fades() -> None:

@@ -69,11 +69,12 @@ def test_policy_observes_the_label() -> None:
         assert hit is not None and hit.stage == "semantic"
 
 
-def test_request_that_no_judge_can_tell_teaches_nothing() -> None:
+def test_answers_that_no_judge_can_compare_count_as_different() -> None:
     with core(new_policy=exploring()) as c:
         c.teach(request(RESET), "Click reset.")
         c.teach(request(REPHRASED), "Ask your administrator for help.")
-        assert not labels(c)
+        (label,) = labels(c)
+        assert (label.label, label.source) == (False, "chain")
         assert c.count("explorations_total", outcome="unknown") == 1
 
 

@@ -4,10 +4,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from .guard_names import NAMES
 from .guard_signature import Signature, Words, agreement
 from .guard_spelling import acronyms, alike, date_words, in_full
 from .guard_stems import ACTION_OF, concept
+from .guard_vocabulary import look_up
 
 _SAME_FRAME = 0.58
 _RELATED = 0.25
@@ -99,7 +102,7 @@ def scope(a: Signature, b: Signature, near: bool) -> str:
     """Another quantifier, or other people."""
     if not near:
         return ""
-    if (a.scope ^ b.scope) - {"all"} or a.people != b.people:
+    if _limits(a, b) or _limits(b, a) or a.people != b.people:
         return "scope"
     if _narrows(a, b) or _narrows(b, a):
         return "scope"
@@ -110,6 +113,13 @@ def scope(a: Signature, b: Signature, near: bool) -> str:
     asker, other = (a, b) if a.first_person else (b, a)
     others = (other.content - asker.content) & other.nouns
     return "scope" if others and not asker.content - other.content else ""
+
+
+def _limits(one: Signature, other: Signature) -> bool:
+    """Whether a text has a word that changes which rule applies, and the other not."""
+    extra = one.scope - other.scope - {"all"}
+    unknown = _spelled(other.content - one.content, other) if extra else ()
+    return any(not alike(word, unknown) for word in extra)
 
 
 def _narrows(one: Signature, other: Signature) -> bool:
@@ -128,7 +138,7 @@ def subject(a: Signature, b: Signature, near: bool) -> str:
         return ""
     mine = mine - acronyms(a, b) - in_full(b, a)
     theirs = theirs - acronyms(b, a) - in_full(a, b)
-    mine, theirs = _new_words(mine, theirs, b), _new_words(theirs, mine, a)
+    mine, theirs = _new_words(mine, theirs, a, b), _new_words(theirs, mine, b, a)
     if mine & a.nouns and theirs & b.nouns:
         return "subject"
     if len(mine) == len(theirs) == 1:
@@ -144,12 +154,19 @@ def _one_frame(a: Signature, b: Signature) -> bool:
     return len(a.words & b.words) >= _SAME_FRAME * shorter
 
 
-def _new_words(mine: Words, theirs: Words, other: Signature) -> Words:
+def _new_words(mine: Words, theirs: Words, one: Signature, other: Signature) -> Words:
     line = other.line.replace(" ", "")
     if other.question == "amount":
         mine = mine - _PRICE  # "how much is it" asks for the price
+    unknown = _spelled(theirs, other)
     return frozenset(
         word
         for word in mine
-        if not alike(word, theirs) and not (len(word) > 3 and word in line)
+        if not any(alike(spelling, unknown) for spelling in _spelled({word}, one))
+        and not (len(word) > 3 and word in line)
     )
+
+
+def _spelled(stems: Collection[str], text: Signature) -> list[str]:
+    """The words of a text with these stems, as they are written there."""
+    return [word for word in text.line.split(" ") if look_up(word)[0] in stems]

@@ -36,8 +36,10 @@ SAME = (
     "annual annually yearly; duration length; explain describe; difference differ; "
     "salary wage pay payment; lose lost loss; steal stolen theft; fail failure; "
     "arrive arrival; approve approval; renew renewal; withdraw withdrawal; register "
-    "registration enrol enroll enrolment; subscribe subscription; cover coverage "
-    "policy; atm cashpoint; wrong incorrect erroneous "
+    "registration enrol enroll enrolment; subscribe subscription plan; cover coverage "
+    "policy; atm cashpoint; wrong incorrect erroneous; warranty guarantee; weather "
+    "forecast; last final; previous earlier; agent agency; overseas abroad; "
+    "submit file lodge; grade result"
 )
 
 # One side | the other side. Cues of two words are joined by "_".

@@ -46,15 +46,16 @@ ADVERBS = words(
 )
 # A clause of nothing but these is polite and asks nothing; the empty word is a mark.
 COURTESIES = words(
-    "hi hello hey dear greetings good morning afternoon evening there team everyone "
-    "all folks guys sir madam mate thanks thank thx cheers you so very much many a lot "
-    "in advance for your the help time any would be is appreciated sorry excuse me to "
-    "bother please quick question just kind best regards wishes i was am wondering "
-    "when have get chance moment minute"
+    "hi hiya hello hey dear greetings good morning afternoon evening there team "
+    "everyone all folks guys sir madam mate thanks thank thx cheers you so very much "
+    "many a lot in advance for your the help time any would be is appreciated sorry "
+    "excuse me to bother please quick question just kind best regards wishes i was am "
+    "wondering when have get chance moment minute one but silly stupid dumb basic "
+    "simple maybe probably this might sound"
 ) | {""}
 FILLERS = words(
-    "um uh er erm hmm hm ah oh ok okay hi hello hey dear greetings thanks thank thx "
-    "cheers sorry please pls plz kindly bother excuse pardon wondering regards yes "
+    "um uh er erm hmm hm ah oh ok okay hi hiya hello hey dear greetings thanks thank "
+    "thx cheers sorry please pls plz kindly bother excuse pardon wondering regards yes "
     "yeah yep lol just really very actually basically currently maybe perhaps simply "
     "quite still yet already even also"
 )
@@ -65,8 +66,7 @@ LIGHT = words(
     "able possible available way process step steps method procedure best thing kind "
     "type sort anything something someone people person possible mean stay work out "
     "common usual typical hope advise inform provide offer wonder question answer info "
-    "information detail "
-    "going gonna wanna guess sure able involve allow arrange"
+    "information detail place going gonna wanna guess sure able involve allow arrange"
 )
 # After these a "to" opens a purpose or wish, so a verb follows.
 INFINITIVE_CUES = words(

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .one_thread import one_blas_thread
 from .policy import NOTHING_NEAR, Decision, Evidence
 from .record import Vector
 from .suite_budget import (
@@ -44,11 +45,18 @@ Row = NDArray[np.float64]
 ALERT_HITS = 100
 ALERT_FACTOR = 7.0
 
+# So are the first hits of a partition: little is known about them yet.
+EARLY_HITS = 1_000
+EARLY_FACTOR = 2.5
+
+# At least this share of the requests is labelled.
+LABELLED = 0.15
+
 # Labels before anything is served.
 FIRST_LABELS = 10
 
 # No single hit may be this many times as doubtful as hits may be wrong on average.
-WORST_HIT = 2.0
+WORST_HIT = 2.5
 
 # Requests of late from which limits are made, and how often.
 RECENT = 800
@@ -86,8 +94,8 @@ class SuitePolicy:
         hit_delta: Allowed share of wrong answers among the hits.
         audit: Share of the requests that could be served which are explored.
         first_fit: Labels that replace what is known from other sets of questions.
-        caution: Labels after which half of the budget is used; fewer labels tell
-            less about how far expected errors are off.
+        caution: Half of a budget is used once it allows so many errors among the
+            labels; fewer labels tell less about how far expected errors are off.
         seed: For sampling and cross-fitting.
 
     Raises:
@@ -104,7 +112,7 @@ class SuitePolicy:
         hit_delta: float = 0.05,
         audit: float = 0.015,
         first_fit: int = 60,
-        caution: float = 40.0,
+        caution: float = 0.4,
         seed: int = 0,
     ) -> None:
         for option, value in (("hit_delta", hit_delta), ("audit", audit)):
@@ -124,11 +132,13 @@ class SuitePolicy:
         self._model: ErrorModel = PRIOR
         self._correction: Correction = PRIOR_CORRECTION
         self._limits: Limits = NOTHING_ALLOWED
-        self._share = 0.0
+        self._counted = 0
         # Appending to a deque is atomic; None: a request without a candidate.
         self._recent: deque[Row | None] = deque(maxlen=RECENT)
         self._requests = 0
         self._alert = 0
+        self._hits = 0
+        self._wanted_audit = 0.0
         # Under the lock.
         self._lock = threading.Lock()
         self._sample = EntrySample(MAX_SAMPLE, seed)
@@ -137,6 +147,7 @@ class SuitePolicy:
         self._labelled = 0
         self._refit_at = first_fit
         self._limits_at = 0
+        self._seen = 0, 0
         self._drift = DriftWatch()
 
     def decide(self, evidence: Evidence, delta: float, uniform: float) -> Decision:
@@ -151,17 +162,28 @@ class SuitePolicy:
         features = row.astype(np.float32)
         error = self._model.expected_error(row)
         wrong = self._correction.apply_one(error)
-        share = self._share
-        limit = self._limits.largest(delta * share, self.hit_delta * share)
+        limit = self._limits.largest(self._used(delta), self._used(self.hit_delta))
         right = 1.0 - wrong if math.isfinite(wrong) else 0.0
         # So written that what is no number is not served.
         if not (error <= limit and wrong <= WORST_HIT * self.hit_delta):
             return Decision(False, found.index, right, 1.0, features)
-        audit = self.audit
+        self._hits += 1
+        audit = self._audit_now()
+        return Decision(uniform >= audit, found.index, right, audit, features)
+
+    def _audit_now(self) -> float:
+        """Probability that a request is explored although it could be served."""
         if self._alert > 0:
             self._alert -= 1
-            audit = min(ALERT_FACTOR * audit, 0.5)
-        return Decision(uniform >= audit, found.index, right, audit, features)
+            return min(ALERT_FACTOR * self.audit, 0.5)
+        if self._hits < EARLY_HITS:
+            return min(EARLY_FACTOR * self.audit, 0.5)
+        return max(self.audit, self._wanted_audit)
+
+    def _used(self, budget: float) -> float:
+        """Part of a budget that so many labels can vouch for."""
+        labels = self._counted
+        return budget * labels / (labels + self._caution / budget) if labels else 0.0
 
     def indexes(self, decision: Decision, label: bool | None) -> bool:
         """Whether an explored request becomes an entry; not where one would do."""
@@ -216,13 +238,24 @@ class SuitePolicy:
         """Fit and set limits anew when enough has happened; for the background."""
         with self._lock:
             if self._labelled >= self._refit_at and self._enough_labels():
-                self._refit()
+                with one_blas_thread():
+                    self._refit()
                 self._refit_at = int(_GROWTH * self._labelled) + _GROWTH_LABELS
             elif self._requests < self._limits_at or self._labelled < FIRST_LABELS:
                 return
             self._set_limits()
             every = _LIMITS_EVERY if self._fitted else FIRST_LABELS
             self._limits_at = self._requests + every
+            self._watch_share()
+
+    def _watch_share(self) -> None:
+        """Where nearly all is served, hardly a label comes but from audits."""
+        requests, hits = self._requests, self._hits
+        if requests - self._seen[0] < _ENOUGH_RECENT:
+            return
+        share = (hits - self._seen[1]) / (requests - self._seen[0])
+        self._seen = requests, hits
+        self._wanted_audit = max(1.0 - (1.0 - LABELLED) / share, 0.0) if share else 0.0
 
     def _enough_labels(self) -> bool:
         return len(self._labels) >= self._first_fit
@@ -258,5 +291,5 @@ class SuitePolicy:
             rows = np.array([label.features for label in known])
             errors = np.append(errors, self._model.expected_errors(rows))
             weights = np.append(weights, [1.0 / label.propensity for label in known])
-        self._share = self._labelled / (self._labelled + self._caution)
+        self._counted = self._labelled
         self._limits = limits_of(errors, weights, self._correction)

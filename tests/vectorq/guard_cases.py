@@ -5,6 +5,12 @@
 REPHRASED: list[tuple[str, str]] = [
     ("Hi team, is it open?", "is it open?"),
     ("Hello", "hi"),
+    ("Hiya, quick one: is it open?", "is it open?"),
+    ("Sorry, silly question, but is it open?", "is it open?"),
+    ("What is the luggage allowance?", "What is the lugage allowence?"),
+    ("Is there access at the station?", "Is there acess at the staion?"),
+    ("Do you do emergency repairs?", "Do you do emergancy repairs?"),
+    ("What does the warranty cover?", "What does the guarantee cover?"),
     ("Good morning! Quick question: is it open?", "is it open?"),
     ("Is it open? Many thanks in advance!", "is it open?"),
     ("How do I reset my password?", "I forgot my password, how to reset it"),

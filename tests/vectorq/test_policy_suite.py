@@ -27,9 +27,17 @@ from tests.vectorq.synthetic_streams import (
 )
 from vllm_vectorq import policy_suite
 from vllm_vectorq.policy import NOTHING_NEAR, Decision, Evidence, Policy
-from vllm_vectorq.policy_suite import ALERT_FACTOR, SuitePolicy
+from vllm_vectorq.policy_suite import (
+    ALERT_FACTOR,
+    EARLY_FACTOR,
+    EARLY_HITS,
+    LABELLED,
+    SuitePolicy,
+)
 from vllm_vectorq.replay import replay
 from vllm_vectorq.suite_features import N_FEATURES
+
+EARLY_AUDIT = EARLY_FACTOR * AUDIT
 
 
 def all_seen() -> list[Seen]:
@@ -48,15 +56,15 @@ def test_nothing_is_served_before_the_first_labels() -> None:
 def test_request_that_could_be_served_is_explored_with_its_propensity() -> None:
     chancy = [seen for seen in all_seen() if seen.decision.propensity < 1.0]
     alerted = ALERT_FACTOR * AUDIT
-    assert {seen.decision.propensity for seen in chancy} <= {AUDIT, alerted}
+    assert {seen.decision.propensity for seen in chancy} <= {EARLY_AUDIT, alerted}
     assert all(
         seen.decision.serve == (seen.uniform >= seen.decision.propensity)
         for seen in chancy
     )
-    servable = [seen for seen in chancy if seen.decision.propensity == AUDIT]
+    servable = [seen for seen in chancy if seen.decision.propensity == EARLY_AUDIT]
     audits = sum(not seen.decision.serve for seen in servable)
-    spread = (AUDIT * len(servable)) ** 0.5
-    assert abs(audits - AUDIT * len(servable)) < 4.0 * spread
+    spread = (EARLY_AUDIT * len(servable)) ** 0.5
+    assert abs(audits - EARLY_AUDIT * len(servable)) < 4.0 * spread
     # Whatever is not served without chance is explored for certain.
     others = [seen for seen in all_seen() if seen.decision.propensity == 1.0]
     assert not any(seen.decision.serve for seen in others)
@@ -71,7 +79,36 @@ def test_propensity_of_an_audit_is_learned_with_its_label() -> None:
         if not seen.decision.serve and seen.decision.candidate is not None
     ]
     assert taught == explored
-    assert AUDIT in taught
+    assert EARLY_AUDIT in taught
+
+
+def propensities(policy: SuitePolicy, seen: Seen, requests: int) -> list[float]:
+    """Of a request that could be served, again and again."""
+    found = [policy.decide(seen.evidence, DELTA, 0.999) for _ in range(requests)]
+    assert all(decision.serve for decision in found)
+    return [decision.propensity for decision in found]
+
+
+def test_first_hits_of_a_partition_are_audited_more_often() -> None:
+    old, _ = watched(0, DELTA)
+    seen = [seen for seen in old.seen if seen.decision.serve][-1]
+    found = propensities(restarted(old, suite()), seen, EARLY_HITS + 100)
+    # Bringing it up served nothing: those were decisions of another policy.
+    assert found[: EARLY_HITS - 1] == [EARLY_AUDIT] * (EARLY_HITS - 1)
+    assert found[EARLY_HITS - 1 :] == [AUDIT] * 101
+
+
+def test_where_nearly_all_is_served_audits_keep_labels_coming() -> None:
+    old, _ = watched(0, DELTA)
+    easy = [seen for seen in old.seen if seen.decision.serve][-60:]
+    policy = restarted(old, suite())
+    for _ in range(EARLY_HITS // 30):
+        decisions(policy, easy)
+    policy.tune()
+    found = decisions(policy, easy)
+    audited = {found.propensity for found in found if found.serve}
+    (audit,) = audited
+    assert LABELLED / 2 < audit <= LABELLED
 
 
 def test_audited_request_with_a_right_answer_does_not_become_an_entry() -> None:
@@ -280,7 +317,7 @@ def test_deciding_while_learning_is_sane() -> None:
                     decision = policy.decide(seen.evidence, DELTA, 0.5)
                     assert decision.candidate is not None
                     assert 0.0 <= decision.probability <= 1.0
-                    assert decision.propensity in (AUDIT, 1.0)
+                    assert decision.propensity in (EARLY_AUDIT, AUDIT, 1.0)
                     assert decision.serve == (decision.propensity < 1.0)
                     assert np.isfinite(decision.features).all()
         except BaseException as error:

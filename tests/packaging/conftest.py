@@ -33,7 +33,12 @@ PLUGINS = (
         "vllm_vectorq",
         "vllm-vectorq",
         "vectorq",
-        ("faiss-cpu>=1.8", "numpy>=1.26", "sentence-transformers>=3.0"),
+        (
+            "faiss-cpu>=1.8",
+            "numpy>=1.26",
+            "sentence-transformers>=3.0",
+            "threadpoolctl>=3.1",
+        ),
     ),
     Plugin("vllm_hashattn", "vllm-hashattn", "hashattn"),
     Plugin("moe_offload", "vllm-moe-offload", "moe_offload"),

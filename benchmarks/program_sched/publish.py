@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measured_block import table, with_block
 from benchmarks.program_sched.control import machine_ratio
 from benchmarks.program_sched.plot import plot_latency_cdf
 from benchmarks.program_sched.policies import BASELINE, POLICIES
@@ -33,8 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ROWS = Path("benchmarks/program_sched/results/programs.json")
 PICTURE = Path("docs/program_sched/images/latency_cdf")
 README = Path("README.md")
-BEGIN = "<!-- measured: begin; written by benchmarks.program_sched.publish -->"
-END = "<!-- measured: end -->"
+WRITER = "benchmarks.program_sched.publish"
 
 # Title, field of Summary, format of the value.
 _COLUMNS = (
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     loaded = [cell for cell in _cells(data, "cells") if cell.load >= 1.0]
     pictures = plot_latency_cdf(loaded, ROOT / PICTURE)
     readme = ROOT / README
-    readme.write_text(with_block(readme.read_text(), text))
+    readme.write_text(with_block(readme.read_text(), WRITER, text))
     for path in (rows, *pictures, readme):
         print(path.relative_to(ROOT))
     return 0
@@ -112,19 +112,6 @@ def _without_answer_ids(program: dict[str, Any]) -> dict[str, Any]:
         for call in program["calls"]
     ]
     return {**program, "calls": calls}
-
-
-def with_block(document: str, text: str) -> str:
-    """Return the document with the part between the markers replaced.
-
-    Raises:
-        ValueError: The document does not hold both markers once.
-    """
-    if document.count(BEGIN) != 1 or document.count(END) != 1:
-        raise ValueError(f"the document needs {BEGIN!r} and {END!r}, once each")
-    before, _, rest = document.partition(BEGIN)
-    after = rest.partition(END)[2]
-    return f"{before}{BEGIN}\n{text}\n{END}{after}"
 
 
 def measured_block(data: dict[str, Any]) -> str:
@@ -205,10 +192,7 @@ def _controls(load: float, cells: Sequence[Cell]) -> list[str]:
 
 
 def _table(found: dict[str, dict[int, Any]]) -> str:
-    lines = [
-        "| | seeds | " + " | ".join(title for title, _, _ in _COLUMNS) + " |",
-        "|---|---|" + "---|" * len(_COLUMNS),
-    ]
+    rows = []
     for policy, runs in found.items():
         values = over_seeds(runs.values())
         compared = {} if policy == BASELINE else ratios(runs, found[BASELINE])
@@ -216,9 +200,8 @@ def _table(found: dict[str, dict[int, Any]]) -> str:
             _entry(style.format(values[name].median), compared.get(name), name)
             for _, name, style in _COLUMNS
         ]
-        title = POLICIES[policy].title
-        lines.append(f"| {title} | {len(runs)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([POLICIES[policy].title, str(len(runs)), *cells])
+    return table(["", "seeds", *(title for title, _, _ in _COLUMNS)], rows)
 
 
 def _entry(value: str, ratio: Spread | None, name: str) -> str:

@@ -29,6 +29,7 @@ HIT_TARGET_MS = 5.0
 MISS_TARGET_MS = 3.0
 _LIBRARIES = ("vllm-vectorq", "sentence-transformers", "faiss-cpu", "numpy")
 _OUT = Path("benchmarks/vectorq/results/latency.json")
+_PICTURE = Path("docs/vectorq/images/latency")
 _QUICK_OUT = Path("results/vectorq/latency_quick.json")
 
 
@@ -64,7 +65,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--folder", type=Path, default=Path("results/vectorq/latency"), help="scratch"
     )
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help=f"default: {_OUT}")
+    parser.add_argument(
+        "--picture", type=Path, metavar="STEM", help=f"default: {_PICTURE}"
+    )
     return parser
 
 
@@ -83,6 +87,8 @@ def _with_defaults(options: argparse.Namespace) -> argparse.Namespace:
     options.repeats = options.repeats or (1 if quick else 3)
     options.soak = options.soak or (5_000 if quick else 200_000)
     options.out = options.out or (_QUICK_OUT if quick else _OUT)
+    own = options.out.with_suffix("")
+    options.picture = options.picture or (_PICTURE if options.out == _OUT else own)
     options.embedding_model = embedding_model_dir(options.embedding_model)
     return options
 
@@ -120,7 +126,7 @@ def _run(options: argparse.Namespace) -> int:
             "settings": _settings(options),
         }
         options.out.write_text(json.dumps(report, indent=1) + "\n")
-    pictures = plot(report, options.out.with_suffix(""))
+    pictures = plot(report, options.picture)
     print("\n".join(_lines(report)))
     print(f"\nAll numbers: {options.out}")
     print(f"Plot:        {', '.join(str(picture) for picture in pictures)}")

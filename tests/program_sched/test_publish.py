@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.measured_block import END, begin, with_block
 from benchmarks.program_sched import publish
 
 
@@ -21,7 +22,8 @@ def test_the_readme_says_what_the_rows_say(
     repository_root: Path, published: dict[str, Any]
 ) -> None:
     readme = (repository_root / publish.README).read_text()
-    assert publish.with_block(readme, publish.measured_block(published)) == readme
+    text = publish.measured_block(published)
+    assert with_block(readme, publish.WRITER, text) == readme
 
 
 def test_the_picture_is_in_the_repository(repository_root: Path) -> None:
@@ -64,8 +66,9 @@ def test_a_run_without_plain_vllm_is_not_published(published: dict[str, Any]) ->
 
 
 def test_a_document_without_markers_is_left_alone() -> None:
-    with pytest.raises(ValueError, match="once each"):
-        publish.with_block("# Title", "text")
+    for document in ("# Title", begin("me"), f"{begin('me')} {END} {begin('me')}"):
+        with pytest.raises(ValueError, match="once"):
+            with_block(document, "me", "text")
 
 
 def test_publishing_nothing_says_what_to_do(

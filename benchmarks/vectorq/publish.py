@@ -279,7 +279,7 @@ def _rival_table(quality: Report) -> str:
 def _trap_text(quality: Report) -> str:
     row = quality["traps"][0]
     return (
-        f"**Trap pairs.** Question pairs of the package `fow-cache` as one stream: "
+        "**Trap pairs.** Question pairs of the package `fow-cache` as one stream: "
         f"{row['rephrasings']} times the second question asks the same in other words, "
         f"{row['traps']} times it differs in a detail that changes the answer."
     )

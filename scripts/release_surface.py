@@ -23,6 +23,7 @@ TESTS = (
     "tests/program_sched/test_compat.py",
     "tests/program_sched/test_scheduler_adapter.py",
     "tests/packaging/test_coupled_symbols.py",
+    "tests/vectorq/test_vectorq_compat.py",
 )
 
 

@@ -53,6 +53,14 @@ CLOSE_S = 5.0
 # Entries younger than this may not have been written yet.
 WRITE_DELAY_S = 60.0
 
+_CALIBRATED = "all-MiniLM-L6-v2"
+_OTHER_MODEL = (
+    "vectorq: embedding_model %s: the thresholds of the judge 'embedding' and what the "
+    "default policy knows before its first labels were measured with %s. With a model "
+    "whose similarities are distributed otherwise leave that judge out, for instance "
+    "judges=equality,model."
+)
+
 
 def cache_for(vllm_config: VllmConfig) -> SemanticCache | None:
     """Return the cache that a server was configured to have; None for none.
@@ -109,6 +117,8 @@ class Service:
             on_failure.pop_all()
         self.upkeep.start()
         self.tuning.start()
+        if not _is_calibrated(config):
+            logger.warning(_OTHER_MODEL, config.embedding_model, _CALIBRATED)
         logger.info(
             "vectorq: %s policy, budget %.3g %% of requests and %.3g %% of hits, %d "
             "entries from %s",
@@ -270,6 +280,13 @@ def _embedding_model(config: VectorQConfig) -> EmbeddingModel | None:
             "'exact', which needs neither."
         ) from error
     return model
+
+
+def _is_calibrated(config: VectorQConfig) -> bool:
+    """Whether what is built in was measured with the embedding model, by its name."""
+    uses = config.policy == "suite" or "embedding" in config.judges
+    name = config.embedding_model.lower().replace("_", "-")
+    return not uses or config.policy == "exact" or _CALIBRATED.lower() in name
 
 
 def _judges(config: VectorQConfig, model: EmbeddingModel | None) -> list[Judge]:

@@ -131,8 +131,8 @@ def gains_block(quality: Report, latency: Report) -> str:
             _cost(latency),
             _stage_table(latency),
             (
-                "Through a real server, the whole answer; many clients on few cores wait "
-                "for each other:"
+                "Through a real server, the whole answer; many clients on few cores "
+                "wait for each other:"
             ),
             _server_table(latency),
             _memory(latency),

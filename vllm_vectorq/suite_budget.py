@@ -34,6 +34,7 @@ _QUANTILE = 1.28
 _BOUNDS = np.array([0.01, 0.03, 0.1, 0.3])
 _PRIOR_FACTORS = np.array([0.55, 0.55, 0.6, 0.9, 1.0])
 _PRIOR_WRONG = 5.0
+_KNOWN = 3
 _SMALLEST_FACTOR = 0.4
 # However sure the model, about 0.3 % is wrong on the same three sets, as
 # labels and judges are not perfect. The start is as good as so many audits.
@@ -82,7 +83,14 @@ def measure_correction(expected: Errors, wrong: Errors) -> Correction:
     groups = len(_BOUNDS) + 1
     happened = np.bincount(group, wrong - floor, groups)
     foreseen = np.bincount(group, expected, groups)
-    factors = (happened + _PRIOR_WRONG * _PRIOR_FACTORS) / (foreseen + _PRIOR_WRONG)
+    # Much is labelled in the band that is just not served. A model too sure there, as
+    # while intents come and go, is so as well where labels are few.
+    start = _PRIOR_FACTORS.copy()
+    known = (happened[_KNOWN] + _PRIOR_WRONG * start[_KNOWN]) / (
+        foreseen[_KNOWN] + _PRIOR_WRONG
+    )
+    start[:_KNOWN] *= max(known / start[_KNOWN], 1.0)
+    factors = (happened + _PRIOR_WRONG * start) / (foreseen + _PRIOR_WRONG)
     factors = np.maximum(factors, _SMALLEST_FACTOR)
     return Correction(tuple(factors.tolist()), float(floor))
 

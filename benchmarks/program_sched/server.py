@@ -120,6 +120,12 @@ class VllmServer:
         """End the server and everything that it started."""
         self._stop()
 
+    def kill(self) -> None:
+        """End the server and what it started at once, as a crash would."""
+        assert self._process is not None
+        _signal_group(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
     def check_alive(self) -> None:
         """Raise when the server has ended by itself.
 

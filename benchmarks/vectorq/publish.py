@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
-"""Writes the numbers of both benchmarks of the semantic cache into the documents.
+"""Writes what was measured of the semantic cache into the documents.
 
-Run from the repository root: ``python -m benchmarks.vectorq.publish``, after
-``bench_quality`` and ``bench_latency``.
+Run from the repository root: ``python -m benchmarks.vectorq.publish``. It reads the
+files that ``bench_quality``, ``bench_latency``, ``bench_judge``, ``budget`` and
+``coverage`` left in ``benchmarks/vectorq/results``.
 """
 
 import argparse
@@ -19,11 +20,12 @@ from benchmarks.vectorq.quality_policies import SUITE
 from benchmarks.vectorq.quality_streams import BANKING, DRIFT
 
 ROOT = Path(__file__).resolve().parents[2]
-QUALITY = Path("benchmarks/vectorq/results/quality.json")
-LATENCY = Path("benchmarks/vectorq/results/latency.json")
+RESULTS = Path("benchmarks/vectorq/results")
+NAMES = ("quality", "latency", "judge", "budget", "coverage")
 WRITER = "benchmarks.vectorq.publish"
 
 Report = dict[str, Any]
+Reports = dict[str, Report]
 Row = dict[str, Any]
 
 _SHUFFLED = "shuffled"
@@ -59,6 +61,15 @@ _COMPARATORS = {
 }
 
 
+_SIMULATION_TEXT = (
+    "**Policies that learn per entry**, in simulations in which their assumption "
+    "holds: each entry is right by a sigmoid of its own. Then labels are flipped, or "
+    "all answers grow old at half time (the boundary of every sigmoid moves up):"
+)
+_SIMULATED_DELTA = 0.02
+_JUDGES = ("equality", "embedding", "chain")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the documents; return the exit status."""
     argparse.ArgumentParser(
@@ -66,25 +77,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Write measured numbers into README and docs.",
     ).parse_args(arguments)
     try:
-        quality, latency = (
-            json.loads((ROOT / path).read_text("utf-8")) for path in (QUALITY, LATENCY)
-        )
+        reports = read_reports(ROOT)
     except (OSError, ValueError) as problem:
-        print(
-            f"publish: {problem}; finish bench_quality and bench_latency first",
-            file=sys.stderr,
-        )
+        print(f"publish: {problem}; finish that benchmark first", file=sys.stderr)
         return 1
     for name, block in DOCUMENTS.items():
         path = ROOT / name
-        text = with_block(path.read_text("utf-8"), WRITER, block(quality, latency))
+        text = with_block(path.read_text("utf-8"), WRITER, block(reports))
         path.write_text(text, "utf-8")
         print(name)
     return 0
 
 
-def readme_block(quality: Report, latency: Report) -> str:
+def read_reports(root: Path) -> Reports:
+    """Return all result files by name.
+
+    Raises:
+        OSError: One is missing.
+        ValueError: One is no JSON.
+    """
+    return {
+        name: json.loads((root / RESULTS / f"{name}.json").read_text("utf-8"))
+        for name in NAMES
+    }
+
+
+def readme_block(reports: Reports) -> str:
     """Return what the README says."""
+    quality = reports["quality"]
     shown = [
         row
         for row in _own(quality, _SHUFFLED)
@@ -100,13 +120,14 @@ def readme_block(quality: Report, latency: Report) -> str:
             "served most at the same share of wrong answers, found afterwards with all "
             "labels.",
             _policy_table(quality, shown),
-            _cost(latency),
+            _cost(reports["latency"]),
         )
     )
 
 
-def gains_block(quality: Report, latency: Report) -> str:
+def gains_block(reports: Reports) -> str:
     """Return what the cache's own page says."""
+    quality, latency = reports["quality"], reports["latency"]
     return "\n\n".join(
         (
             _setting(quality),
@@ -141,8 +162,9 @@ def gains_block(quality: Report, latency: Report) -> str:
     )
 
 
-def parts_block(quality: Report, latency: Report) -> str:
-    """Return what each part of the policy is good for."""
+def parts_block(reports: Reports) -> str:
+    """Return what each part of the policy is good for, and how others fare."""
+    quality = reports["quality"]
     whole = next(
         row
         for row in _own(quality, _SHUFFLED)
@@ -163,11 +185,17 @@ def parts_block(quality: Report, latency: Report) -> str:
         (
             f"On {BANKING} at a budget of {_percent(STUDIED_DELTA)}:",
             table(["without", *_RATES, "entries kept"], rows),
+            _SIMULATION_TEXT,
+            _simulation_table(reports["budget"]),
+            _coverage(reports["coverage"]),
+            "![Coverage of the band](images/coverage.svg)",
+            _judge_text(reports["judge"]),
+            _judge_table(reports["judge"]),
         )
     )
 
 
-DOCUMENTS: dict[str, Callable[[Report, Report], str]] = {
+DOCUMENTS: dict[str, Callable[[Reports], str]] = {
     "README.md": readme_block,
     "docs/vectorq/index.md": gains_block,
     "docs/vectorq/how-it-decides.md": parts_block,
@@ -407,6 +435,81 @@ def _memory(latency: Report) -> str:
         f"second half of {soak['requests']:,} mixed requests memory changed by "
         f"{soak['slope_mib_per_100k_requests']:+.1f} MiB per 100,000 requests."
     )
+
+
+def _simulation_table(budget: Report) -> str:
+    settings = budget["settings"]
+    rows = [
+        [
+            f"`{row['policy']}`",
+            _percent(row["judge_noise"]),
+            f"{row['drift']:g}",
+            _percent(row["hit_rate"], 1),
+            _fixed(row["error_per_request"]),
+            _fixed(row["error_per_request_worst_seed"]),
+            _fixed(row["error_per_hit"]),
+        ]
+        for row in budget["rows"]
+        if row["delta"] == _SIMULATED_DELTA
+    ]
+    head = [
+        f"policy, budget {_percent(_SIMULATED_DELTA)}",
+        "labels flipped",
+        "boundaries move by",
+        "hits",
+        f"wrong per request, {settings['seeds']} seeds",
+        "worst seed",
+        "wrong per hit",
+    ]
+    return table(head, rows)
+
+
+def _coverage(coverage: Report) -> str:
+    settings, cells = coverage["settings"], coverage["cells"]
+    lines = []
+    for column, epsilon in enumerate(settings["epsilons"]):
+        found = [cell["coverage"][column] for cell in cells]
+        lines.append(
+            f"{_percent(1.0 - epsilon, 0)}: {_percent(sum(found) / len(found), 1)} "
+            f"(worst {_percent(min(found), 1)})"
+        )
+    return (
+        f"The bound of `vcache` lies below the truth as often as it says, on average "
+        f"over {len(cells)} kinds of entries (boundary, slope, number of labels) with "
+        f"{settings['repeats']} draws each. Asked for {'; '.join(lines)}. The worst "
+        f"are entries unlike those that its prior expects."
+    )
+
+
+def _judge_text(judge: Report) -> str:
+    return (
+        f"**Judges** on paraphrased answers of one sentence "
+        f"({judge['data']['questions'][1]:,} questions of ParaQA that did not choose "
+        f"the thresholds, {judge['thresholds']['same_at']:g} and "
+        f"{judge['thresholds']['different_at']:g}), wrong verdicts with 95 % intervals:"
+    )
+
+
+def _judge_table(judge: Report) -> str:
+    rows = []
+    for name in _JUDGES:
+        for kind, row in judge["judges"][name].items():
+            low, high = row["wrong_share_95"]
+            pairs = row["pairs"]
+            rows.append(
+                [
+                    f"`{name}`",
+                    kind,
+                    f"{pairs:,}",
+                    *(
+                        _percent(row[verdict] / pairs, 1)
+                        for verdict in ("same", "different", "undecided")
+                    ),
+                    f"{_fixed(row['wrong_share'])} ({_fixed(low)} to {_fixed(high)})",
+                ]
+            )
+    head = ["judge", "pairs of", "pairs", "same", "different", "undecided", "wrong"]
+    return table(head, rows)
 
 
 if __name__ == "__main__":

@@ -211,3 +211,20 @@ def test_wrong_answer_never_lowers_what_is_expected_of_its_like(
 ) -> None:
     right = measured([*judged, (error, False)]).apply_one(error)
     assert measured([*judged, (error, True)]).apply_one(error) >= right - 1e-12
+
+
+def test_a_model_too_sure_where_labels_are_many_is_corrected_where_they_are_few() -> (
+    None
+):
+    beside = [(0.2, n % 2 == 0) for n in range(200)]  # half wrong, a fifth expected
+    too_sure, usual = measured(beside), Correction()
+    for few in range(3):
+        assert too_sure.factors[few] > 2.0 * usual.factors[few]
+    # One that expects too many errors there gains nothing elsewhere.
+    assert measured([(0.2, False)] * 200).factors[:3] == usual.factors[:3]
+
+
+def test_labels_outweigh_what_is_seen_beside_them() -> None:
+    beside = [(0.2, n % 2 == 0) for n in range(200)]
+    served = [(0.02, n % 100 == 0) for n in range(20_000)]
+    assert measured(beside + served).factors[1] < 0.6

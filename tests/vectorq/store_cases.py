@@ -21,6 +21,16 @@ from vllm_vectorq.record import (
 from vllm_vectorq.store import Store, open_store
 
 DIMENSIONS = 8
+DAY_S = 86_400.0
+ODD_TEXTS = [
+    "",
+    "plain",
+    "NUL \0 inside and at the end \0",
+    "Größe 東京 🦊 \u2028 \N{ZERO WIDTH JOINER}",
+    "lone \ud83d surrogate",
+    "two lone ones \ud83d\ude00 side by side",
+    'quotes " \\ and \r\n line ends',
+]
 
 
 class Records:

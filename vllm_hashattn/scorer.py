@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
+"""What scores the tokens of one layer's context, and the scorers without a hash.
+
+A scorer sees keys once, when they are written to the KV cache, and keeps a small
+*description* of each. At a decode step it scores all tokens from the descriptions and
+the query alone; keys and values are then read only where the scores are best.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+
+class Scorer(ABC):
+    """Scores the tokens of one layer.
+
+    Attributes:
+        bits: Size of a token's description for one KV head, in bits.
+    """
+
+    bits: int
+
+    @abstractmethod
+    def describe(self, keys: Tensor) -> Tensor:
+        """Describe keys as they are cached, after the rotary embedding.
+
+        Args:
+            keys: [tokens, kv heads, head_dim].
+
+        Returns:
+            [tokens, kv heads, ...].
+        """
+
+    @abstractmethod
+    def score(self, query: Tensor, described: Tensor) -> Tensor:
+        """Score every token for every query head.
+
+        Args:
+            query: Of one decode step, [query heads, head_dim].
+            described: What :meth:`describe` returned.
+
+        Returns:
+            Larger is more important, float32 [query heads, tokens].
+        """
+
+
+def of_group(scores: Tensor, kv_heads: int) -> Tensor:
+    """Sum the scores of the query heads that share a KV head.
+
+    One choice per KV head reads each chosen key once. Choices of single query heads,
+    united, read three to five times as much for little gain.
+
+    Args:
+        scores: [query heads, tokens].
+        kv_heads: KV heads.
+
+    Returns:
+        [kv heads, tokens].
+    """
+    return torch.unflatten(scores, 0, (kv_heads, -1)).sum(dim=1)
+
+
+class OracleScorer(Scorer):
+    """The true dot products: what any description of keys can only approach."""
+
+    def __init__(self, head_dim: int) -> None:
+        """Keep keys of `head_dim` as 16-bit numbers."""
+        self.bits = 16 * head_dim
+
+    def describe(self, keys: Tensor) -> Tensor:
+        """Keep the keys."""
+        return keys
+
+    def score(self, query: Tensor, described: Tensor) -> Tensor:
+        """Dot products, float32 [query heads, tokens]."""
+        grouped = torch.unflatten(query.float(), 0, (described.shape[1], -1))
+        return (grouped @ described.float().permute(1, 2, 0)).flatten(0, 1)
+
+
+class WindowScorer(Scorer):
+    """No scores: of equal ones the newest are chosen, which is a sliding window."""
+
+    bits = 0
+
+    def describe(self, keys: Tensor) -> Tensor:
+        """Keep nothing, [tokens, kv heads, 0]."""
+        return keys[..., :0]
+
+    def score(self, query: Tensor, described: Tensor) -> Tensor:
+        """Zeros, float32 [query heads, tokens]."""
+        return torch.zeros(query.shape[0], described.shape[0], device=query.device)
+
+
+class RandomScorer(WindowScorer):
+    """Random scores: what choosing as many tokens is worth by itself."""
+
+    def __init__(self, seed: int = 0) -> None:
+        """Draw from a generator of its own, so that runs can be repeated."""
+        self._random = torch.Generator().manual_seed(seed)
+
+    def score(self, query: Tensor, described: Tensor) -> Tensor:
+        """Uniform numbers, float32 [query heads, tokens]."""
+        size = query.shape[0], described.shape[0]
+        return torch.rand(size, generator=self._random).to(query.device)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .attention import attention_weights
 from .budget import Budget
-from .scorer import Scorer, of_group
+from .scorer import of_group
 from .selection import pivotal_tokens
 
 
@@ -32,20 +32,19 @@ class Recall:
 
 
 def measure_recall(
-    scorer: Scorer, query: Tensor, keys: Tensor, budget: Budget, positives: int = 32
+    scores: Tensor, query: Tensor, keys: Tensor, budget: Budget, positives: int = 32
 ) -> Recall:
     """Compare the choice for one query with what attention would have read.
 
     Args:
-        scorer: Of the layer.
+        scores: A scorer's, [query heads, tokens].
         query: [query heads, head_dim].
         keys: All keys that the query sees, [tokens, kv heads, head_dim].
         budget: How many tokens are chosen.
         positives: Keys to be found for each query head.
     """
     tokens, kv_heads, head_dim = keys.shape
-    scores = of_group(scorer.score(query, scorer.describe(keys)), kv_heads)
-    chosen = pivotal_tokens(scores, budget)
+    chosen = pivotal_tokens(of_group(scores, kv_heads), budget)
     read = torch.zeros(kv_heads, tokens).scatter_(1, chosen, 1.0)
     by_head = read.repeat_interleave(len(query) // kv_heads, dim=0)
     weights = attention_weights(query, keys, head_dim**-0.5).float()

@@ -57,8 +57,7 @@ def coverage_text(coverage: Report) -> str:
     return (
         f"The bound of `vcache` lies below the truth as often as it says, on average "
         f"over {len(cells)} kinds of entries (boundary, slope, number of labels) with "
-        f"{settings['repeats']} draws each. Asked for {'; '.join(lines)}. The worst "
-        f"are entries unlike those that its prior expects."
+        f"{settings['repeats']} draws each. Asked for {'; '.join(lines)}."
     )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vllm_hashattn.budget import Budget
 from vllm_hashattn.recall import measure_recall
-from vllm_hashattn.scorer import OracleScorer, RandomScorer
+from vllm_hashattn.scorer import OracleScorer, RandomScorer, Scorer
 from vllm_hashattn.scorer_linear import LinearScorer
 from vllm_hashattn.training import (
     Captured,
@@ -39,13 +39,14 @@ def document(seed: int) -> Captured:
     return Captured(queries, positions, keys)
 
 
-def recall(scorer: object, held_out: Captured) -> float:
-    found = [
-        measure_recall(scorer, query, held_out.keys[: position + 1], BUDGET, 8).recall  # type: ignore[arg-type]
-        for query, position in zip(
-            held_out.queries, held_out.positions.tolist(), strict=True
-        )
-    ]
+def recall(scorer: Scorer, held_out: Captured) -> float:
+    found = []
+    for query, position in zip(
+        held_out.queries, held_out.positions.tolist(), strict=True
+    ):
+        keys = held_out.keys[: position + 1]
+        scores = scorer.score(query, scorer.describe(keys))
+        found.append(measure_recall(scores, query, keys, BUDGET, 8).recall)
     return sum(found) / len(found)
 
 

@@ -40,7 +40,12 @@ PLUGINS = (
             "threadpoolctl>=3.1",
         ),
     ),
-    Plugin("vllm_hashattn", "vllm-hashattn", "hashattn"),
+    Plugin(
+        "vllm_hashattn",
+        "vllm-hashattn",
+        "hashattn",
+        ("safetensors>=0.4", "transformers>=4.56"),
+    ),
     Plugin("moe_offload", "vllm-moe-offload", "moe_offload"),
 )
 

@@ -25,7 +25,9 @@ def _dist_info_text(built: Built, name: str) -> str:
 
 def _modules(repository_root: Path, plugin: Plugin) -> set[str]:
     folder = repository_root / plugin.folder
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*.py")}
+    # Kernels are compiled where they run.
+    files = [*folder.rglob("*.py"), *folder.glob("csrc/*")]
+    return {path.relative_to(folder).as_posix() for path in files}
 
 
 def test_wheel_holds_the_package_and_nothing_else(
@@ -90,6 +92,8 @@ def test_entry_points_share_one_name(built: dict[str, Built], plugin: Plugin) ->
     if plugin.folder == "vllm_program_sched":
         endpoint = "vllm_program_sched.programs_api:ProgramsEndpoint"
         expected["vllm.endpoint_plugins"] = {name: endpoint}
+    if plugin.folder == "vllm_hashattn":
+        expected["console_scripts"] = {"vllm-hashattn": "vllm_hashattn.cli:main"}
     if plugin.folder == "vllm_vectorq":
         endpoint = "vllm_vectorq.admin_api:VectorQEndpoint"
         expected["vllm.endpoint_plugins"] = {name: endpoint}

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
+"""The command ``vllm-hashattn``: train a hash, look at one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from .training import TrainingSettings
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit status: 0, 1 for a failure, 2 for bad usage."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except (ValueError, OSError, ImportError) as problem:
+        print(f"vllm-hashattn: {problem}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("vllm-hashattn: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vllm-hashattn", description="Hashes for sparse attention in vLLM."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_train(commands.add_parser("train", help="train a hash for a model"))
+    look = commands.add_parser("inspect", help="show what a hash file holds")
+    look.add_argument("file", type=Path)
+    look.add_argument("--json", action="store_true")
+    look.set_defaults(run=_inspect)
+    return parser
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    settings = TrainingSettings()
+    parser.description = (
+        "Train a hash for a model on texts like those it will be used on. An "
+        "interrupted training goes on with the same command."
+    )
+    parser.add_argument("--model", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="text files, or folders of .txt, .md, .rst and .py files",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    parser.add_argument(
+        "--tokens", type=int, default=8192, help="length of a document (%(default)s)"
+    )
+    parser.add_argument("--documents", type=int, default=6, help="(%(default)s)")
+    parser.add_argument(
+        "--held-out",
+        type=int,
+        default=2,
+        help="documents that recall is measured on, from files of their own "
+        "(%(default)s)",
+    )
+    parser.add_argument("--bits", type=int, default=settings.bits, help="(%(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=settings.steps, help="per layer (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=settings.seed, help="(%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.set_defaults(run=_train)
+
+
+def _train(options: argparse.Namespace) -> int:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from .training_run import TrainingRun
+    from .training_texts import read_documents
+
+    settings = TrainingSettings(
+        bits=options.bits, steps=options.steps, seed=options.seed
+    )
+    run = TrainingRun(options.model, options.out, settings, _say)
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    documents = read_documents(
+        options.data, tokenizer, options.tokens, options.documents, options.held_out
+    )
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+    run.capture(model, documents)
+    del model
+    reports = run.train(options.documents)
+    if options.json:
+        print(json.dumps([asdict(report) for report in reports], indent=1))
+    print(options.out, file=sys.stderr if options.json else sys.stdout)
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from .hash_file import load
+
+    found = load(options.file)
+    first = next(iter(found.layers.values()))
+    facts = {
+        "layers": len(found.layers),
+        "bits": first.key_map.shape[2],
+        "kv_heads": first.key_map.shape[0],
+        "query_heads": first.query_map.shape[0],
+        "head_dim": first.key_map.shape[1],
+        "model": dict(found.model),
+        "training": dict(found.training),
+    }
+    if options.json:
+        print(json.dumps(facts, indent=1))
+        return 0
+    for name, value in facts.items():
+        if not isinstance(value, dict):
+            print(f"{name}: {value}")
+    for name, value in found.model.items():
+        print(f"model {name}: {value}")
+    for layer in found.training.get("layers", []):
+        shown = ", ".join(f"{k} {v:.0%}" for k, v in layer["recall"].items())
+        print(f"layer {layer['layer']}: recall {shown}")
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

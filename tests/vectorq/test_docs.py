@@ -142,7 +142,7 @@ def test_pages_name_options_that_exist(page: Path) -> None:
 
 
 def test_defaults_in_the_root_readme_are_those_of_the_code() -> None:
-    documented = table(ROOT / "README.md", "The semantic cache")
+    documented = table(ROOT / "README.md", "Options of the semantic cache")
     assert documented
     for name, row in documented.items():
         assert row[0].strip("`") == default_of(name).strip("`"), name

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
-"""Sparse attention for vLLM that selects keys by learned hash codes.
+"""Sparse attention for vLLM that finds the keys that matter by learned hash codes.
 
-This version holds the package only: it installs beside vLLM, changes nothing, and
-refuses to start a server that asks for it with
-``--additional-config.hashattn.weights PATH``. Every vLLM process imports this
-module, hence it uses the standard library only.
+Installed, it changes nothing; ``--additional-config.hashattn.weights FILE`` switches it
+on. Every vLLM process imports this module, hence it uses the standard library only.
 """
 
 __version__ = "0.1.0"
@@ -17,7 +15,7 @@ def register() -> None:
 
     vLLM calls this in every process, possibly more than once.
     """
-    from vllm_hashattn.compat import check_before_start
-    from vllm_hashattn.config import refuse_if_asked
+    from vllm_hashattn.compat import ask_for_backend, check_at_start
 
-    check_before_start(refuse_if_asked)
+    check_at_start()
+    ask_for_backend()

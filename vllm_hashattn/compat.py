@@ -1,32 +1,79 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
-"""The one vLLM symbol this plugin touches.
+"""Every vLLM symbol this plugin touches, and the two that it wraps.
 
-``register()`` receives no configuration and vLLM offers plugins no hook that sees it
-before the engine starts, so ``EngineArgs.create_engine_config`` is wrapped. The
-wrapper reads ``additional_config`` and hands every argument and the result through
-unchanged. Remove it when vLLM validates the keys of ``additional_config`` or lets a
-plugin do so.
+``register()`` receives no configuration, so two methods are wrapped, and hand every
+argument and result through unchanged unless a server asks for the plugin:
+
+* ``EngineArgs.create_engine_config``, to refuse what cannot work before anything loads;
+* ``CpuPlatform.get_attn_backend_cls``, because vLLM ignores ``--attention-backend`` on
+  CPUs. When asked for, the backend of this plugin takes the place of ``CPU_ATTN`` by
+  vLLM's own registry. Remove it when the CPU platform honours ``CUSTOM``.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+    from .config import HashAttnConfig
 
 # Symbol -> parameters relied on; compared with the installed vLLM by a test.
 COUPLED_SYMBOLS: dict[str, tuple[str, ...]] = {
     "vllm.engine.arg_utils:EngineArgs.create_engine_config": ("self",),
+    "vllm.platforms.cpu:CpuPlatform.get_attn_backend_cls": (
+        *("selected_backend", "attn_selector_config"),
+    ),
+    "vllm.v1.attention.selector:_cached_get_attn_backend": (),
+    "vllm.v1.attention.backends.registry:register_backend": ("backend", "class_path"),
+    "vllm.config:get_current_vllm_config": (),
+    "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackend.customize_spec": ("spec",),
+    "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackendImpl.__init__": (
+        *("num_heads", "head_size", "scale", "num_kv_heads", "alibi_slopes"),
+        *("sliding_window", "kv_cache_dtype", "logits_soft_cap", "attn_type"),
+        *("kv_sharing_target_layer_name", "sinks"),
+    ),
+    "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackendImpl.forward": (
+        *("self", "layer", "query", "key", "value", "kv_cache", "attn_metadata"),
+        "output",
+    ),
+    "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackendImpl.do_kv_cache_update": (
+        *("self", "layer", "key", "value", "kv_cache", "slot_mapping"),
+    ),
+    "vllm.v1.attention.backends.cpu_attn:CPUAttentionMetadataBuilder.build": (
+        *("self", "common_prefix_len", "common_attn_metadata", "fast_build"),
+    ),
+    "vllm.v1.kv_cache_interface:FullAttentionSpec": (
+        *("block_size", "num_kv_heads", "head_size", "dtype", "state_content_bytes"),
+    ),
+    "vllm.model_executor.models.utils:extract_layer_index": ("layer_name",),
+    "vllm.distributed:get_tensor_model_parallel_rank": (),
 }
 
-_MARK = "_hashattn_checks"
+_MARK = "_hashattn_wraps"
+# Options of the engine that was configured last in this process.
+_LAST: list[HashAttnConfig | None] = [None]
+_CPU_BACKEND = "vllm_hashattn.backend_cpu.HashAttnBackend"
 
 
-def check_before_start(check: Callable[[object], None]) -> None:
-    """Call ``check(additional_config)`` before vLLM builds its configuration.
+def options_of(additional_config: object) -> HashAttnConfig | None:
+    """Return the options, or None for a server that does not ask for the plugin.
 
-    Args:
-        check: Raises to keep the server from starting.
+    Raises:
+        ValueError: An option is unknown, malformed or out of range.
     """
+    from .config import HashAttnConfig
+
+    config = HashAttnConfig.from_additional_config(additional_config)
+    return config if config.weights else None
+
+
+def check_at_start() -> None:
+    """Have every engine configuration checked before and after it is built."""
     from vllm.engine.arg_utils import EngineArgs
 
     build = EngineArgs.create_engine_config
@@ -36,8 +83,65 @@ def check_before_start(check: Callable[[object], None]) -> None:
 
     @wraps(build)
     def checked(self: EngineArgs, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        check(self.additional_config)
-        return build(self, *args, **kwargs)
+        options = options_of(self.additional_config)
+        built = build(self, *args, **kwargs)
+        if options is not None:
+            from .start_checks import check
+
+            check(built, options)
+        if options != _LAST[0]:
+            forget_choice()
+            _LAST[0] = options
+        return built
 
     setattr(checked, _MARK, True)
     EngineArgs.create_engine_config = checked  # type: ignore[method-assign]
+
+
+def ask_for_backend() -> None:
+    """Have the CPU platform use this plugin's backend where it is asked for."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    platform = type(current_platform)
+    choose: Callable[..., str] = platform.get_attn_backend_cls
+    if hasattr(choose, _MARK):
+        return
+    original = choose.__func__  # type: ignore[attr-defined]
+
+    @wraps(original)
+    def chosen(cls: type, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        config = current_config()
+        asked = config and options_of(config.additional_config)
+        _use_backend(asked=bool(asked))
+        return original(cls, *args, **kwargs)
+
+    setattr(chosen, _MARK, True)
+    platform.get_attn_backend_cls = classmethod(chosen)  # type: ignore[assignment]
+
+
+def current_config() -> VllmConfig | None:
+    """Return the configuration that a model is being built with, if any."""
+    from vllm.config import get_current_vllm_config_or_none
+
+    found: VllmConfig | None = get_current_vllm_config_or_none()
+    return found
+
+
+def _use_backend(*, asked: bool) -> None:
+    from vllm.v1.attention.backends import registry
+
+    slot = registry.AttentionBackendEnum.CPU_ATTN
+    if asked:
+        registry.register_backend(slot, _CPU_BACKEND)
+    elif registry._ATTN_OVERRIDES.get(slot) == _CPU_BACKEND:
+        # An engine before this one, in the same process, asked for it.
+        del registry._ATTN_OVERRIDES[slot]
+
+
+def forget_choice() -> None:
+    """Have vLLM choose a backend anew; it remembers its choice for a process."""
+    from vllm.v1.attention.selector import _cached_get_attn_backend
+
+    _cached_get_attn_backend.cache_clear()

@@ -111,7 +111,7 @@ def store(
 def decode(
     cache: PagedCache,
     query: Tensor,
-    codes: Tensor | None,
+    maps: LinearHash | None,
     blocks: Tensor,
     tokens: Tensor,
     chosen: Tensor,
@@ -124,8 +124,7 @@ def decode(
     Args:
         cache: Of the layer; the new tokens are in it.
         query: In the cache's dtype, contiguous, [sequences, query heads, head_dim].
-        codes: Of the queries, uint8 [sequences, query heads, code_bytes]; None where
-            all sequences are read whole.
+        maps: For the codes of the queries; None where all sequences are read whole.
         blocks: Block table, int32 [sequences, blocks].
         tokens: Length of each sequence, int32 [sequences].
         chosen: How many tokens of each are read, int32 [sequences].
@@ -134,7 +133,7 @@ def decode(
         level: Instruction set at most; -1 the best.
 
     Returns:
-        Like `query`. Sequences of no tokens are left as they come.
+        Like `query`; undefined for sequences of no tokens.
     """
     out = torch.empty_like(query)
     sequences, heads, _ = query.shape
@@ -144,7 +143,8 @@ def decode(
         budget.recent_tokens,
         _pointer(query),
         _pointer(out),
-        _pointer(codes),
+        _pointer(None if maps is None else maps.query_map),
+        _pointer(None if maps is None else maps.query_bias),
         _pointer(blocks),
         ctypes.c_int64(blocks.stride(0)),
         _pointer(tokens),

@@ -11,7 +11,6 @@ from torch import Tensor
 from tests.hashattn.paged_cases import Paged, paged, random_maps
 from vllm_hashattn.attention import attend
 from vllm_hashattn.budget import Budget
-from vllm_hashattn.codes import pack_signs
 from vllm_hashattn.kernels import PagedCache, decode, store
 from vllm_hashattn.native import library
 from vllm_hashattn.scorer import of_group
@@ -25,12 +24,6 @@ SPARSE = Budget(0.1, min_tokens=0, sink_tokens=4, recent_tokens=8)
 DENSE = Budget(1.0)
 
 
-def query_codes(maps: LinearHash, query: Tensor) -> Tensor:
-    """uint8 [sequences, query heads, bytes]."""
-    projected = torch.einsum("shd,hdb->shb", query.float(), maps.query_map)
-    return pack_signs(projected + maps.query_bias)
-
-
 def run(
     case: Paged, query: Tensor, maps: LinearHash, budget: Budget, level: int
 ) -> Tensor:
@@ -38,7 +31,7 @@ def run(
     return decode(
         case.cache,
         query,
-        query_codes(maps, query),
+        maps,
         case.blocks,
         case.tokens,
         chosen.to(torch.int32),

@@ -69,13 +69,21 @@ def outcomes(model_path: str) -> dict[str, Outcome]:
 
 
 @pytest.mark.vllm
-@pytest.mark.parametrize("key", ["moe_offload", "hashattn"])
-def test_asking_is_refused(outcomes: dict[str, Outcome], key: str) -> None:
-    outcome = outcomes[key]
+def test_asking_for_what_is_not_there_yet_is_refused(
+    outcomes: dict[str, Outcome],
+) -> None:
+    outcome = outcomes["moe_offload"]
     assert isinstance(outcome, str), "it was not refused"
-    assert outcome.startswith(f"{key}: asked for ")
+    assert outcome.startswith("moe_offload: asked for ")
     assert "but this version (0.1.0) " in outcome
     assert "remove the option" in outcome
+
+
+@pytest.mark.vllm
+def test_asking_without_what_is_needed_is_refused(
+    outcomes: dict[str, Outcome],
+) -> None:
+    assert "codes.safetensors cannot be read" in str(outcomes["hashattn"])
 
 
 @pytest.mark.vllm

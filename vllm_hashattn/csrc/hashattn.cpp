@@ -63,7 +63,7 @@ struct Decode {
   Rule rule;
   const void* query;
   void* out;
-  const uint8_t* asked;
+  const float *query_map, *query_bias;
   const int32_t* blocks;
   int64_t blocks_stride;
   const int32_t *tokens, *chosen;
@@ -135,21 +135,23 @@ extern "C" {
 // Best instruction set of this CPU: 0 portable, 1 AVX2, 2 AVX-512 with VPOPCNTDQ.
 EXPORT int hashattn_level() { return best(); }
 
-// Reads at most chosen[i] tokens of sequence i. `asked`: codes of the query heads; may be
-// null where every sequence is read whole. Returns 1 for a dtype or head size without a
+// Reads at most chosen[i] tokens of sequence i. query_map: float32 [heads, head_dim,
+// bits], with query_bias, float32 [heads, bits]; null where every sequence is read
+// whole. Returns 1 for a dtype or head size without a
 // kernel, else 0. dtype: 0 float32, 1 bfloat16, 2 float16. level: -1 the best.
 EXPORT int hashattn_decode(int level, int dtype, int head_dim, void* cache,
                     int64_t block_stride, int64_t head_stride, int block_tokens,
                     int row_bytes, int code_bytes, int sink, int recent,
-                    const void* query, void* out, const uint8_t* asked,
-                    const int32_t* blocks, int64_t blocks_stride,
+                    const void* query, void* out, const float* query_map,
+                    const float* query_bias, const int32_t* blocks, int64_t blocks_stride,
                     const int32_t* tokens, const int32_t* chosen, int sequences,
                     int heads, int kv_heads, float scale) {
   if (heads / kv_heads > kMaxGroup || 8 * code_bytes > kMaxBits) return 1;
   const View view{static_cast<uint8_t*>(cache), block_stride, head_stride,
                   block_tokens, row_bytes, code_bytes};
-  const Decode step{view,   {sink, recent}, query,  out,       asked, blocks,
-                    blocks_stride, tokens, chosen, sequences, heads, kv_heads, scale};
+  const Decode step{view,       {sink, recent}, query,  out,    query_map,
+                    query_bias, blocks,         blocks_stride,  tokens, chosen,
+                    sequences,  heads,          kv_heads,       scale};
 #if defined(__x86_64__)
   return dispatch<Decode>(level, dtype, head_dim, step, portable::run_decode,
                           avx2::run_decode, avx512::run_decode);

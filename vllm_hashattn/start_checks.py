@@ -7,7 +7,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .config import HashAttnConfig
+from .activation import check_vllm_version
+from .config import KEY, HashAttnConfig
 from .hash_file import HashFile, load, model_fingerprint
 from .kernels import DTYPES, HEAD_DIMS, MAX_BITS, MAX_GROUP
 from .native import NoKernelsError, library
@@ -28,6 +29,7 @@ def check(vllm_config: VllmConfig, options: HashAttnConfig) -> None:
     """
     from vllm.platforms import current_platform
 
+    check_vllm_version(KEY)
     reasons = {
         "it runs on CPUs only in this version": not current_platform.is_cpu(),
         "a quantised KV cache (--kv-cache-dtype) has another layout": (

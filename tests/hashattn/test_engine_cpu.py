@@ -58,7 +58,7 @@ def prompts() -> list[str]:
     return [
         (shared + " " if i % 2 else "")
         + " ".join(draw.choices(WORDS, k=draw.randrange(5, 300)))
-        for i in range(12)
+        for i in range(8)
     ]
 
 
@@ -85,7 +85,7 @@ def run(
         additional_config={} if options is None else {"hashattn": options},
         **engine,
     )
-    sampling = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True)
+    sampling = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
     for _ in range(repeats):
         outputs = llm.generate(list(prompts), sampling, use_tqdm=False)
     result = Run(
@@ -122,7 +122,7 @@ def test_density_one_answers_like_vllm(
     options = {**SPARSE, "weights": str(hash_file), "density": 1.0}
     found = run(model_path, prompts, monkeypatch, options)
     assert found.tokens == plain.tokens
-    assert found.dense > 150 and found.sparse == 0
+    assert found.dense > 80 and found.sparse == 0
     assert found.read == found.held
 
 
@@ -138,7 +138,7 @@ def sparse(model_path: str, hash_file: Path, prompts: list[str]) -> Run:
 def test_sparse_decoding_reads_its_share_and_answers_otherwise(
     plain: Run, sparse: Run
 ) -> None:
-    assert sparse.sparse > 150
+    assert sparse.sparse > 80
     assert 0.2 <= sparse.read / sparse.held < 0.25
     assert sparse.tokens != plain.tokens
 
@@ -161,7 +161,7 @@ def test_prefix_caching_chunks_and_preemption_change_no_answer(
         max_num_batched_tokens=64,
         num_gpu_blocks_override=40,
     )
-    assert found.cached > 500
+    assert found.cached > 300
     assert found.tokens == sparse.tokens
 
 

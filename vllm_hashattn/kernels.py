@@ -84,15 +84,19 @@ def store(
 
     Args:
         cache: Of the layer.
-        keys: In the cache's dtype, [tokens, kv heads, head_dim]; each token's heads
-            lie side by side.
+        keys: In the cache's dtype, [tokens, kv heads, head_dim]; copied unless each
+            token's heads lie side by side.
         values: Likewise.
         slots: ``block * block_tokens + offset`` of each token, int64 [tokens]; below 0
             for padding, which is skipped.
         maps: For the codes; None writes none.
         level: Instruction set at most; -1 the best.
     """
-    kv_heads = keys.shape[1]
+    kv_heads, head_dim = keys.shape[1:]
+    keys, values = (
+        each if each.stride()[1:] == (head_dim, 1) else each.contiguous()
+        for each in (keys, values)
+    )
     status = library().hashattn_store(
         *_head(cache, level),
         _pointer(keys),

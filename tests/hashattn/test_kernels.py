@@ -162,10 +162,11 @@ def test_keys_and_values_may_be_parts_of_larger_tensors() -> None:
         torch.zeros((1, 2, 16 * 512), dtype=torch.uint8), 16, 64, 0, torch.float32
     )
     joined = torch.randn(5, 6, 64)
-    keys, values = joined[:, 2:4], joined[:, 4:6]
-    store(cache, keys, values, torch.arange(5), None)
-    assert torch.equal(cache.rows()[0, :, :5, 0].transpose(0, 1), keys)
-    assert torch.equal(cache.rows()[0, :, :5, 1].transpose(0, 1), values)
+    other = torch.randn(2, 64, 5).permute(2, 0, 1)
+    for keys, values in ((joined[:, 2:4], joined[:, 4:6]), (other, joined[:, ::3])):
+        store(cache, keys, values, torch.arange(5), None)
+        assert torch.equal(cache.rows()[0, :, :5, 0].transpose(0, 1), keys)
+        assert torch.equal(cache.rows()[0, :, :5, 1].transpose(0, 1), values)
 
 
 def test_large_products_do_not_overflow() -> None:

@@ -69,15 +69,13 @@ class HashAttnMetadata(CPUAttentionMetadata):
     """What a step tells the layers, and how much each sequence reads.
 
     Attributes:
-        decodes: Rows of the batch with one new token, int64 [decodes].
-        decode_tokens: Places of those tokens in the batch, int64 [decodes].
+        decode_tokens: Places of tokens that come alone in the batch, int64 [decodes].
         decode_lengths: int32 [decodes].
         decode_blocks: int32 [decodes, blocks].
         chosen: Tokens that a sparse layer reads of each, int32 [decodes].
         prefills: Row, first token, new tokens, whole length of the other sequences.
     """
 
-    decodes: Tensor | None = None
     decode_tokens: Tensor | None = None
     decode_lengths: Tensor | None = None
     decode_blocks: Tensor | None = None
@@ -111,13 +109,12 @@ class HashAttnMetadataBuilder(CPUAttentionMetadataBuilder):
             elif new > 1:
                 prefills.append((row, first, new, length))
         STEPS.count(lengths, rows, kept)
-        chosen_rows = torch.tensor(rows, dtype=torch.int64)
+        alone = torch.tensor(rows, dtype=torch.int64)
         return HashAttnMetadata(
             **{each.name: getattr(stock, each.name) for each in fields(stock)},
-            decodes=chosen_rows,
             decode_tokens=torch.tensor(places, dtype=torch.int64),
-            decode_lengths=stock.seq_lens[chosen_rows].to(torch.int32),
-            decode_blocks=stock.block_table[chosen_rows].to(torch.int32),
+            decode_lengths=stock.seq_lens[alone].to(torch.int32),
+            decode_blocks=stock.block_table[alone].to(torch.int32),
             chosen=torch.tensor(kept, dtype=torch.int32),
             prefills=tuple(prefills),
         )

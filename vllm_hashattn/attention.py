@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
-"""Attention of one decode step in plain torch: correct everywhere, fast nowhere.
-
-The kernels are tested against it, and it serves where no kernel runs.
-"""
+"""Attention of one decode step in plain torch: correct everywhere, fast nowhere."""
 
 from __future__ import annotations
 
@@ -21,8 +18,32 @@ def attend(
         keys: [tokens, kv heads, head_dim].
         values: [tokens, kv heads, head_dim].
         scale: Of the dot products.
-        chosen: Positions for each KV head, int64 [kv heads, chosen]. All query heads
-            of a KV head read the same ones.
+        chosen: Positions for each KV head, int64 [kv heads, chosen].
+
+    Returns:
+        In the query's dtype, [query heads, head_dim].
+
+    Raises:
+        ValueError: The query heads are no multiple of the KV heads.
+    """
+    bias = torch.full((keys.shape[1], len(keys)), -torch.inf, device=keys.device)
+    bias.scatter_(1, chosen, 0.0)
+    return attend_biased(query, keys, values, scale, bias)
+
+
+def attend_biased(
+    query: Tensor, keys: Tensor, values: Tensor, scale: float, bias: Tensor
+) -> Tensor:
+    """Attention of one token over some of the tokens, which may stand for others.
+
+    Args:
+        query: Floating dtype, [query heads, head_dim].
+        keys: [tokens, kv heads, head_dim].
+        values: [tokens, kv heads, head_dim].
+        scale: Of the dot products.
+        bias: Added to them, [kv heads, tokens]: 0 for a token that is read, the
+            logarithm of their number for one that stands for several, minus infinity
+            for one that is not read. All query heads of a KV head read the same ones.
 
     Returns:
         In the query's dtype, [query heads, head_dim].
@@ -36,15 +57,11 @@ def attend(
             f"hashattn: {query.shape[0]} query heads cannot share {kv_heads} KV heads; "
             "the first must be a multiple of the second."
         )
-    head = torch.arange(kv_heads, device=keys.device).unsqueeze(1)
     wide = torch.promote_types(query.dtype, torch.float32)
-    near_keys, near_values = (
-        cache[chosen, head].to(wide)  # [kv heads, chosen, head_dim]
-        for cache in (keys, values)
-    )
     grouped = torch.unflatten(query.to(wide), 0, (kv_heads, -1))
-    weights = torch.softmax(scale * grouped @ near_keys.mT, dim=-1)
-    result = (weights @ near_values).reshape(-1, head_dim)
+    dots = scale * grouped @ keys.to(wide).permute(1, 2, 0)
+    weights = torch.softmax(dots + bias.to(wide).unsqueeze(1), dim=-1)
+    result = (weights @ values.to(wide).transpose(0, 1)).reshape(-1, head_dim)
     return result.to(query.dtype)
 
 

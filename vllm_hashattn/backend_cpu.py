@@ -4,15 +4,14 @@
 
 The KV cache gets a code for each token beside its key and value, in the same block, so
 that prefix caching, preemption and copies carry it. Keys and values are laid out row by
-row instead of in vLLM's tiles, because single tokens are read; so prefill runs here,
-too, as torch's scaled dot-product attention.
+row instead of in vLLM's tiles, because single tokens are read; so prefill has a kernel
+of its own, too. Layers that hash attention must not touch (encoders, cross attention,
+sliding windows, sinks, ALiBi, soft caps) go to vLLM's own code.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,15 +24,19 @@ from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionMetadata,
     CPUAttentionMetadataBuilder,
 )
-from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec
+from vllm.v1.kv_cache_interface import (
+    AttentionSpec,
+    FullAttentionSpec,
+    SlidingWindowSpec,
+)
 
-from .budget import Budget
-from .compat import current_config, options_of
-from .config import HashAttnConfig
-from .hash_file import HashFile, load
-from .kernels import PagedCache, decode, store
-from .prefill import prefill
-from .scorer_linear import LinearHash
+from .huge_pages import ask_for_huge_pages
+from .kernels import decode, prefill, store
+from .layer_codes import LayerCodes, of_rank
+from .paged_cache import PagedCache
+from .request_density import densities_of_batch
+from .serving import serving
+from .step_plan import StepPlan, plan_step
 from .steps import STEPS
 
 if TYPE_CHECKING:
@@ -57,10 +60,17 @@ class HashAttnBackend(CPUAttentionBackend):
 
     @classmethod
     def customize_spec(cls, spec: AttentionSpec) -> AttentionSpec:
-        """Make room for a code beside each key and value."""
-        if type(spec) is not FullAttentionSpec or spec.state_content_bytes is not None:
+        """Make room for a code beside each key and value.
+
+        Layers with a sliding window have no codes, but get the room as well: vLLM
+        wants pages of the same size.
+        """
+        if (
+            type(spec) not in (FullAttentionSpec, SlidingWindowSpec)
+            or spec.state_content_bytes is not None
+        ):
             return spec
-        wider = spec.state_content_size_bytes + _code_bytes()
+        wider = spec.state_content_size_bytes + serving().code_bytes
         return replace(spec, state_content_bytes=wider)
 
 
@@ -69,18 +79,12 @@ class HashAttnMetadata(CPUAttentionMetadata):
     """What a step tells the layers, and how much each sequence reads.
 
     Attributes:
-        decode_tokens: Places of tokens that come alone in the batch, int64 [decodes].
-        decode_lengths: int32 [decodes].
-        decode_blocks: int32 [decodes, blocks].
-        chosen: Tokens that a sparse layer reads of each, int32 [decodes].
-        prefills: Row, first token, new tokens, whole length of the other sequences.
+        plan: Of the step; None for encoders.
+        decode_blocks: Block table of the decoding tokens, int32 [decodes, blocks].
     """
 
-    decode_tokens: Tensor | None = None
-    decode_lengths: Tensor | None = None
+    plan: StepPlan | None = None
     decode_blocks: Tensor | None = None
-    chosen: Tensor | None = None
-    prefills: tuple[tuple[int, int, int, int], ...] = ()
 
 
 class HashAttnMetadataBuilder(CPUAttentionMetadataBuilder):
@@ -92,31 +96,24 @@ class HashAttnMetadataBuilder(CPUAttentionMetadataBuilder):
         common_attn_metadata: CommonAttentionMetadata,
         fast_build: bool = False,
     ) -> CPUAttentionMetadata:
-        """Split the batch into sequences with one new token, and the others."""
+        """Split the batch into tokens that decode, and prefills."""
         stock = super().build(common_prefix_len, common_attn_metadata, fast_build)
-        starts = stock.query_start_loc[: len(stock.seq_lens) + 1].tolist()
+        if type(self.kv_cache_spec) is not FullAttentionSpec:
+            return stock
+        options = serving().options
         lengths = stock.seq_lens.tolist()
-        options = _options()
-        budget = _budget(options)
-        rows, places, kept, prefills = [], [], [], []
-        for row, length in enumerate(lengths):
-            first, new = starts[row], starts[row + 1] - starts[row]
-            if new == 1:
-                rows.append(row)
-                places.append(first)
-                short = length < options.dense_below
-                kept.append(length if short else budget.tokens(length))
-            elif new > 1:
-                prefills.append((row, first, new, length))
-        STEPS.count(lengths, rows, kept)
-        alone = torch.tensor(rows, dtype=torch.int64)
+        plan = plan_step(
+            stock.query_start_loc[: len(lengths) + 1].tolist(),
+            lengths,
+            serving().budget,
+            options.dense_below,
+            densities_of_batch(len(lengths)),
+        )
+        STEPS.count(plan.held.tolist(), plan.chosen.tolist(), options.sample_tokens)
         return HashAttnMetadata(
             **{each.name: getattr(stock, each.name) for each in fields(stock)},
-            decode_tokens=torch.tensor(places, dtype=torch.int64),
-            decode_lengths=stock.seq_lens[alone].to(torch.int32),
-            decode_blocks=stock.block_table[alone].to(torch.int32),
-            chosen=torch.tensor(kept, dtype=torch.int32),
-            prefills=tuple(prefills),
+            plan=plan,
+            decode_blocks=stock.block_table[plan.rows].to(torch.int32),
         )
 
 
@@ -125,22 +122,24 @@ class HashAttnImpl(CPUAttentionBackendImpl):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(*args, **kwargs)
-        self._options = _options()
-        self._budget = _budget(self._options)
-        self._maps: LinearHash | None = None
-        self._sparse: bool | None = None
-        unlike = {
+        self._serving = serving()
+        self._codes: LayerCodes | None = None
+        self._prepared = False
+        self._cache: PagedCache | None = None
+        self._cache_address = 0
+        has = {
+            "attention of another kind": self.attn_type != AttentionType.DECODER,
             "sinks": self.sinks is not None,
             "ALiBi": self.alibi_slopes is not None,
             "a soft cap": bool(self.logits_soft_cap),
             "a sliding window": self.sliding_window > 0,
-            "a shared KV cache": self.kv_sharing_target_layer_name is not None,
         }
-        found = [name for name, has in unlike.items() if has]
-        if found and self.attn_type == AttentionType.DECODER:
-            raise ValueError(
-                f"hashattn: this model's attention has {', '.join(found)}, which hash "
-                "attention does not do. Remove --additional-config.hashattn.weights."
+        found = [name for name, applies in has.items() if applies]
+        self._stock = bool(found)
+        if found:
+            logger.info_once(
+                "hashattn: layers with %s are left to vLLM's attention",
+                " and ".join(found),
             )
 
     def forward(
@@ -156,60 +155,56 @@ class HashAttnImpl(CPUAttentionBackendImpl):
         output_block_scale: Tensor | None = None,
     ) -> Tensor:
         """Attend; see the base class for shapes."""
-        if self.attn_type != AttentionType.DECODER or not isinstance(
-            attn_metadata, HashAttnMetadata
-        ):
-            # No metadata: vLLM warms up.
+        if attn_metadata is None:  # vLLM warms up
+            self._prepare(layer)
+        if self._stock or attn_metadata is None:
             return super().forward(
-                *(layer, query, key, value, kv_cache, attn_metadata, output),
-                *(output_scale, output_block_scale),
+                *(layer, query, key, value, self._stock_cache(kv_cache)),
+                *(attn_metadata, output, output_scale, output_block_scale),
             )
-        cached = self._view(kv_cache)
+        assert isinstance(attn_metadata, HashAttnMetadata)
+        plan = attn_metadata.plan
+        assert plan is not None
+        self._prepare(layer)
+        cache = self._view(kv_cache)
         result = output.view(-1, self.num_heads, self.head_size)
-        self._decode(layer, query, cached, attn_metadata, result)
-        for row, first, new, length in attn_metadata.prefills:
-            part = slice(first, first + new)
-            result[part] = prefill(
-                query[part],
-                key[part],
-                value[part],
-                cached,
-                attn_metadata.block_table[row],
-                length - new,
-                self.scale,
+        if len(plan.places):
+            self._decode(query, cache, attn_metadata, plan, result)
+        for each in plan.prefills:
+            part = slice(each.first, each.first + each.new)
+            blocks = attn_metadata.block_table[each.row]
+            prefill(
+                *(cache, query[part], blocks, each.before),
+                *(self.scale, result[part]),
             )
         return output
 
     def _decode(
         self,
-        layer: Any,  # noqa: ANN401
         query: Tensor,
-        cached: PagedCache,
+        cache: PagedCache,
         step: HashAttnMetadata,
+        plan: StepPlan,
         result: Tensor,
     ) -> None:
-        assert step.decode_tokens is not None and step.decode_blocks is not None
-        assert step.decode_lengths is not None and step.chosen is not None
-        if not len(step.decode_tokens):
-            return
-        sparse = self._is_sparse(layer)
-        # One kernel call for all; a batch of decodes alone needs no copies.
-        whole = len(step.decode_tokens) == step.num_actual_tokens
-        asked = query[: step.num_actual_tokens] if whole else query[step.decode_tokens]
+        """One kernel call for all; a batch that only decodes needs no copies."""
+        count = len(plan.places)
+        asked = query[:count] if plan.in_order else query[plan.places]
+        asked = asked.contiguous()
+        assert step.decode_blocks is not None
         found = decode(
-            cached,
-            asked.contiguous(),
-            self._maps if sparse else None,
+            cache,
+            asked,
+            None if self._codes is None else self._codes.of_queries(asked),
             step.decode_blocks,
-            step.decode_lengths,
-            step.chosen if sparse else step.decode_lengths,
-            self._budget,
+            plan.held,
+            plan.held if self._codes is None else plan.chosen,
+            self._serving.budget,
             self.scale,
+            result[:count] if plan.in_order else None,
         )
-        if whole:
-            result[: step.num_actual_tokens] = found
-        else:
-            result[step.decode_tokens] = found
+        if not plan.in_order:
+            result[plan.places] = found
 
     def do_kv_cache_update(
         self,
@@ -220,103 +215,61 @@ class HashAttnImpl(CPUAttentionBackendImpl):
         slot_mapping: Tensor,
     ) -> None:
         """Write keys and values, and the codes of the keys."""
-        if self.attn_type != AttentionType.DECODER:
-            super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
+        if self._stock:
+            super().do_kv_cache_update(
+                layer, key, value, self._stock_cache(kv_cache), slot_mapping
+            )
             return
-        sparse = self._is_sparse(layer)
-        count = len(slot_mapping)
-        store(
-            self._view(kv_cache),
-            key[:count],
-            value[:count],
-            slot_mapping,
-            self._maps if sparse else None,
+        self._prepare(layer)
+        key = key[: len(slot_mapping)]
+        codes = None if self._codes is None else self._codes.of_keys(key)
+        store(self._view(kv_cache), key, value, slot_mapping, codes)
+
+    def _prepare(self, layer: Any) -> None:  # noqa: ANN401
+        """Find the layer's hash, at the first call: before it no name is known.
+
+        Raises:
+            HashFileError: The file has none for this layer.
+        """
+        if self._prepared or self._stock:
+            return
+        from vllm.distributed import get_tensor_model_parallel_rank
+        from vllm.model_executor.models.utils import extract_layer_index
+
+        self._prepared = True
+        index = extract_layer_index(layer.layer_name)
+        # A layer that reads another one's cache finds codes of that layer's hash.
+        borrowed = self.kv_sharing_target_layer_name is not None
+        if index < self._serving.options.dense_layers or borrowed:
+            return
+        maps = of_rank(
+            self._serving.maps_of(index),
+            self.num_heads,
+            self.num_kv_heads,
+            get_tensor_model_parallel_rank(),
         )
-
-    def _is_sparse(self, layer: Any) -> bool:  # noqa: ANN401
-        """Whether this layer chooses; finds its hash at the first call."""
-        if self._sparse is None:
-            from vllm.model_executor.models.utils import extract_layer_index
-
-            index = extract_layer_index(layer.layer_name)
-            self._sparse = index >= self._options.dense_layers
-            if self._sparse:
-                hashes = _hashes(self._options.weights)
-                self._maps = _of_rank(
-                    hashes.layers[index], self.num_heads, self.num_kv_heads
-                )
-        return self._sparse
+        self._codes = LayerCodes(maps, self.num_kv_heads)
 
     def _view(self, kv_cache: Tensor) -> PagedCache:
         """Look at vLLM's tensor, [blocks, kv heads, block_tokens, width]."""
+        if self._cache is None or kv_cache.data_ptr() != self._cache_address:
+            blocks, kv_heads, block_tokens, _ = kv_cache.shape
+            self._cache = PagedCache(
+                kv_cache.view(torch.uint8).view(blocks, kv_heads, -1),
+                block_tokens,
+                self.head_size,
+                self._serving.code_bytes,
+                kv_cache.dtype,
+            )
+            self._cache_address = kv_cache.data_ptr()
+            ask_for_huge_pages(kv_cache)
+        return self._cache
+
+    def _stock_cache(self, kv_cache: Tensor) -> Tensor:
+        """Return the part of each cell that vLLM's own kernels lay out."""
+        if kv_cache.dim() != 4 or kv_cache.shape[3] <= 2 * self.head_size:
+            return kv_cache
         blocks, kv_heads, block_tokens, _ = kv_cache.shape
-        return PagedCache(
-            kv_cache.view(torch.uint8).view(blocks, kv_heads, -1),
-            block_tokens,
-            self.head_size,
-            _code_bytes(),
-            kv_cache.dtype,
-        )
-
-
-def _of_rank(maps: LinearHash, heads: int, kv_heads: int) -> LinearHash:
-    """Return the part of a tensor-parallel rank."""
-    if maps.query_map.shape[0] == heads:
-        return maps
-    from vllm.distributed import get_tensor_model_parallel_rank
-
-    rank = get_tensor_model_parallel_rank()
-    asked = slice(rank * heads, (rank + 1) * heads)
-    group = maps.query_map.shape[0] // maps.key_map.shape[0]
-    first = rank * heads // group  # with more ranks than KV heads they share one
-    stored = slice(first, first + kv_heads)
-    return LinearHash(
-        maps.key_map[stored].contiguous(),
-        maps.key_bias[stored].contiguous(),
-        maps.query_map[asked].contiguous(),
-        maps.query_bias[asked].contiguous(),
-    )
-
-
-@cache
-def _hashes(path: str) -> HashFile:
-    return load(Path(path))
-
-
-def _options() -> HashAttnConfig:
-    config = current_config()
-    options = None if config is None else options_of(config.additional_config)
-    if options is not None:
-        _remember(options)
-    return _REMEMBERED[0]
-
-
-# One process serves one configuration; steps are built outside of its context.
-_REMEMBERED: list[HashAttnConfig] = []
-
-
-def _remember(options: HashAttnConfig) -> None:
-    if not _REMEMBERED:
-        logger.info(
-            "hashattn: decode attention reads %.3g %% of contexts of %d tokens and "
-            "more, in all layers but the first %d, by the hash in %s",
-            100 * options.density,
-            options.dense_below,
-            options.dense_layers,
-            options.weights,
-        )
-    _REMEMBERED[:] = [options]
-
-
-def _budget(options: HashAttnConfig) -> Budget:
-    return Budget(
-        options.density,
-        options.min_tokens,
-        options.sink_tokens,
-        options.recent_tokens,
-    )
-
-
-def _code_bytes() -> int:
-    layers = _hashes(_options().weights).layers
-    return next(iter(layers.values())).key_map.shape[2] // 8
+        size = block_tokens * 2 * self.head_size
+        part = kv_cache.view(blocks, kv_heads, -1)[:, :, :size]
+        return torch.unflatten(part, 2, (block_tokens, 2 * self.head_size))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
-"""Every vLLM symbol this plugin touches, and the two that it wraps.
+"""Every vLLM symbol this plugin touches, and those that it wraps.
 
 ``register()`` receives no configuration, so two methods are wrapped, and hand every
 argument and result through unchanged unless a server asks for the plugin:
@@ -9,6 +9,9 @@ argument and result through unchanged unless a server asks for the plugin:
 * ``CpuPlatform.get_attn_backend_cls``, because vLLM ignores ``--attention-backend`` on
   CPUs. When asked for, the backend of this plugin takes the place of ``CPU_ATTN`` by
   vLLM's own registry. Remove it when the CPU platform honours ``CUSTOM``.
+
+Two more are wrapped when a server does ask: ``SamplingParams.verify`` and the runner's
+``_build_attention_metadata``, for the density that a request may ask for.
 """
 
 from __future__ import annotations
@@ -30,7 +33,14 @@ COUPLED_SYMBOLS: dict[str, tuple[str, ...]] = {
     ),
     "vllm.v1.attention.selector:_cached_get_attn_backend": (),
     "vllm.v1.attention.backends.registry:register_backend": ("backend", "class_path"),
-    "vllm.config:get_current_vllm_config": (),
+    "vllm.config:get_current_vllm_config_or_none": (),
+    "vllm.sampling_params:SamplingParams.verify": ("self",),
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._build_attention_metadata": (
+        "self",
+    ),
+    "vllm.v1.kv_cache_interface:SlidingWindowSpec": (
+        *("block_size", "num_kv_heads", "head_size", "dtype", "state_content_bytes"),
+    ),
     "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackend.customize_spec": ("spec",),
     "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackendImpl.__init__": (
         *("num_heads", "head_size", "scale", "num_kv_heads", "alibi_slopes"),
@@ -89,6 +99,7 @@ def check_at_start() -> None:
             from .start_checks import check
 
             check(built, options)
+            check_densities()
         if options != _LAST[0]:
             forget_choice()
             _LAST[0] = options
@@ -115,10 +126,64 @@ def ask_for_backend() -> None:
         config = current_config()
         asked = config and options_of(config.additional_config)
         _use_backend(asked=bool(asked))
+        if asked:
+            note_densities()
         return original(cls, *args, **kwargs)
 
     setattr(chosen, _MARK, True)
     platform.get_attn_backend_cls = classmethod(chosen)  # type: ignore[assignment]
+
+
+def check_densities() -> None:
+    """Have the API server check what requests ask for."""
+    from vllm.sampling_params import SamplingParams
+
+    from .request_density import density_of
+
+    verify = SamplingParams.verify
+    if hasattr(verify, _MARK):
+        return
+
+    @wraps(verify)
+    def verified(self: SamplingParams, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        if _LAST[0] is not None:
+            density_of(self.extra_args)
+        return verify(self, *args, **kwargs)
+
+    setattr(verified, _MARK, True)
+    SamplingParams.verify = verified  # type: ignore[method-assign]
+
+
+def note_densities() -> None:
+    """Have the worker note what the requests of a batch ask for.
+
+    A batch's metadata is built without its requests; vLLM's runner has both.
+    """
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    from .request_density import density_of, note_batch
+
+    build = GPUModelRunner._build_attention_metadata
+    if hasattr(build, _MARK):
+        return
+
+    @wraps(build)
+    def noting(self: GPUModelRunner, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        asked = [
+            density_of(_extra_args(self.requests.get(name)))
+            for name in self.input_batch.req_ids
+        ]
+        note_batch(asked if any(asked) else None)
+        return build(self, *args, **kwargs)
+
+    setattr(noting, _MARK, True)
+    GPUModelRunner._build_attention_metadata = noting  # type: ignore[method-assign]
+
+
+def _extra_args(request: Any) -> dict[str, Any] | None:  # noqa: ANN401
+    sampling = None if request is None else request.sampling_params
+    found: dict[str, Any] | None = None if sampling is None else sampling.extra_args
+    return found
 
 
 def current_config() -> VllmConfig | None:

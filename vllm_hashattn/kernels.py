@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
-"""Storing keys and decode attention on a paged KV cache, by kernel or in torch."""
+"""Attention on a paged KV cache with codes: by C++ kernels, or in torch without them.
+
+Codes of queries and keys come from a linear hash, which the kernels apply themselves,
+or are given as bytes.
+"""
 
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from . import torch_kernels
 from .budget import Budget
-from .native import library
+from .native import library_or_none
+from .paged_cache import PagedCache
 from .scorer_linear import LinearHash
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -19,57 +24,9 @@ HEAD_DIMS = (64, 96, 128)
 MAX_GROUP = 16
 MAX_BITS = 512
 
-
-@dataclass(frozen=True, slots=True)
-class PagedCache:
-    """The KV cache of one layer as the kernels see it.
-
-    A cell belongs to one block and one KV head: rows of a key and its value, side by
-    side, for each token of the block, then a code for each token.
-
-    Attributes:
-        data: uint8 [blocks, kv heads, bytes of a cell], the last dimension contiguous.
-        block_tokens: Tokens of a block.
-        head_dim: Of a key and of a value.
-        code_bytes: Of a key's code.
-        dtype: Of keys and values.
-
-    Raises:
-        ValueError: The cells have another size.
-    """
-
-    data: Tensor
-    block_tokens: int
-    head_dim: int
-    code_bytes: int
-    dtype: torch.dtype
-
-    def __post_init__(self) -> None:
-        cell = self.block_tokens * (self.row_bytes + self.code_bytes)
-        if self.data.dtype != torch.uint8 or self.data.shape[2] != cell:
-            raise ValueError(
-                f"hashattn: a KV cache of {self.data.dtype} with cells of "
-                f"{self.data.shape[2]}; {self.block_tokens} tokens with heads of "
-                f"{self.head_dim} in {self.dtype} and codes of {self.code_bytes} bytes "
-                f"need cells of {cell} bytes."
-            )
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a key and its value."""
-        return 2 * self.head_dim * self.dtype.itemsize
-
-    def rows(self) -> Tensor:
-        """Keys and values, [blocks, kv heads, block_tokens, 2, head_dim]; a view."""
-        size = self.block_tokens * self.row_bytes
-        flat = self.data[:, :, :size].view(self.dtype)
-        return torch.unflatten(flat, 2, (self.block_tokens, 2, self.head_dim))
-
-    def codes(self) -> Tensor:
-        """Codes, uint8 [blocks, kv heads, block_tokens, code_bytes]; a view."""
-        start = self.block_tokens * self.row_bytes
-        flat = self.data[:, :, start:]
-        return torch.unflatten(flat, 2, (self.block_tokens, self.code_bytes))
+# Instruction sets, as the kernels number them.
+TORCH = -2
+BEST = -1
 
 
 def store(
@@ -77,8 +34,8 @@ def store(
     keys: Tensor,
     values: Tensor,
     slots: Tensor,
-    maps: LinearHash | None,
-    level: int = -1,
+    codes: LinearHash | Tensor | None,
+    level: int = BEST,
 ) -> None:
     """Write keys, values and codes of new tokens into the cache.
 
@@ -89,15 +46,21 @@ def store(
         values: Likewise.
         slots: ``block * block_tokens + offset`` of each token, int64 [tokens]; below 0
             for padding, which is skipped.
-        maps: For the codes; None writes none.
-        level: Instruction set at most; -1 the best.
+        codes: What makes them, or uint8 [tokens, kv heads, code_bytes]; None writes
+            none.
+        level: Instruction set at most; TORCH for none.
     """
+    kernels = library_or_none() if level != TORCH else None
+    if kernels is None:
+        torch_kernels.store(cache, keys, values, slots, codes)
+        return
     kv_heads, head_dim = keys.shape[1:]
     keys, values = (
         each if each.stride()[1:] == (head_dim, 1) else each.contiguous()
         for each in (keys, values)
     )
-    status = library().hashattn_store(
+    maps = codes if isinstance(codes, LinearHash) else None
+    status = kernels.hashattn_store(
         *_head(cache, level),
         _pointer(keys),
         _pointer(values),
@@ -106,6 +69,7 @@ def store(
         _pointer(slots),
         _pointer(None if maps is None else maps.key_map),
         _pointer(None if maps is None else maps.key_bias),
+        _pointer(codes.contiguous() if isinstance(codes, Tensor) else None),
         len(slots),
         kv_heads,
     )
@@ -115,40 +79,55 @@ def store(
 def decode(
     cache: PagedCache,
     query: Tensor,
-    maps: LinearHash | None,
+    codes: LinearHash | Tensor | None,
     blocks: Tensor,
     tokens: Tensor,
     chosen: Tensor,
     budget: Budget,
     scale: float,
-    level: int = -1,
+    out: Tensor | None = None,
+    level: int = BEST,
 ) -> Tensor:
     """Attention of one new token of each sequence.
 
     Args:
         cache: Of the layer; the new tokens are in it.
         query: In the cache's dtype, contiguous, [sequences, query heads, head_dim].
-        maps: For the codes of the queries; None where all sequences are read whole.
+        codes: What makes those of the queries, or uint8 [sequences, kv heads, codes,
+            code_bytes], whose distances are summed; None where all sequences are read
+            whole.
         blocks: Block table, int32 [sequences, blocks].
         tokens: Length of each sequence, int32 [sequences].
-        chosen: How many tokens of each are read, int32 [sequences].
-        budget: Which tokens are always read.
+        chosen: How many tokens of each are chosen, int32 [sequences].
+        budget: Which tokens are always read, and how many samples of the others.
         scale: Of the dot products.
-        level: Instruction set at most; -1 the best.
+        out: Where to write, like `query`.
+        level: Instruction set at most; TORCH for none.
 
     Returns:
         Like `query`; undefined for sequences of no tokens.
     """
-    out = torch.empty_like(query)
+    out = torch.empty_like(query) if out is None else out
+    kernels = library_or_none() if level != TORCH else None
+    if kernels is None:
+        torch_kernels.decode(
+            cache, query, codes, blocks, tokens, chosen, budget, scale, out
+        )
+        return out
     sequences, heads, _ = query.shape
-    status = library().hashattn_decode(
+    maps = codes if isinstance(codes, LinearHash) else None
+    given = codes.contiguous() if isinstance(codes, Tensor) else None
+    status = kernels.hashattn_decode(
         *_head(cache, level),
         budget.sink_tokens,
         budget.recent_tokens,
+        budget.sample_tokens,
         _pointer(query),
         _pointer(out),
         _pointer(None if maps is None else maps.query_map),
         _pointer(None if maps is None else maps.query_bias),
+        _pointer(given),
+        0 if given is None else given.shape[2],
         _pointer(blocks),
         ctypes.c_int64(blocks.stride(0)),
         _pointer(tokens),
@@ -160,6 +139,48 @@ def decode(
     )
     _check(status, cache)
     return out
+
+
+def prefill(
+    cache: PagedCache,
+    query: Tensor,
+    blocks: Tensor,
+    before: int,
+    scale: float,
+    out: Tensor,
+    level: int = BEST,
+) -> None:
+    """Causal attention of several new tokens of one sequence, always dense.
+
+    Args:
+        cache: Of the layer; the new tokens are in it.
+        query: In the cache's dtype, [new, query heads, head_dim]; each token's heads
+            lie side by side.
+        blocks: Block table of the sequence, int32 [blocks], contiguous.
+        before: Tokens before the new ones.
+        scale: Of the dot products.
+        out: Where to write, like `query`.
+        level: Instruction set at most; TORCH for none.
+    """
+    kernels = library_or_none() if level != TORCH else None
+    if kernels is None:
+        torch_kernels.prefill(cache, query, blocks, before, scale, out)
+        return
+    count, heads, _ = query.shape
+    status = kernels.hashattn_prefill(
+        *_head(cache, level),
+        _pointer(query),
+        _pointer(out),
+        ctypes.c_int64(query.stride(0)),
+        ctypes.c_int64(out.stride(0)),
+        _pointer(blocks),
+        before,
+        count,
+        heads,
+        cache.data.shape[1],
+        ctypes.c_float(scale),
+    )
+    _check(status, cache)
 
 
 def _head(cache: PagedCache, level: int) -> tuple[object, ...]:

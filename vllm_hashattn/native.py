@@ -5,7 +5,7 @@
 They are compiled on first use with the system's C++ compiler into the cache directory,
 once for each version of their source; that takes a few seconds. One library holds all
 instruction sets and picks one when it runs. Without a compiler, or on another
-architecture than x86-64, there are none, and attention runs in torch.
+architecture than x86-64, there are none, and torch does their work.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MAIN = "hashattn.cpp"
 _FLAGS = (
     *("-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math"),
     *("-fassociative-math", "-fno-signed-zeros", "-ffp-contract=fast"),
-    "-fvisibility=hidden",
+    *("-fvisibility=hidden", "-Wno-psabi"),
 )
 
 
@@ -53,6 +53,15 @@ def library() -> ctypes.CDLL:
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise NoKernelsError(f"{path} cannot be loaded: {error}") from error
+
+
+@cache
+def library_or_none() -> ctypes.CDLL | None:
+    """Return the compiled kernels, or None where they cannot be had."""
+    try:
+        return library()
+    except NoKernelsError:
+        return None
 
 
 def _built() -> Path:

@@ -4,17 +4,21 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .activation import check_vllm_version
 from .config import KEY, HashAttnConfig
-from .hash_file import HashFile, load, model_fingerprint
+from .hash_file import model_fingerprint
 from .kernels import DTYPES, HEAD_DIMS, MAX_BITS, MAX_GROUP
+from .layer_codes import code_bytes, hashes
 from .native import NoKernelsError, library
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
+
+logger = logging.getLogger("vllm.plugins.hashattn")
 
 
 class UnsupportedError(ValueError):
@@ -30,17 +34,15 @@ def check(vllm_config: VllmConfig, options: HashAttnConfig) -> None:
     from vllm.platforms import current_platform
 
     check_vllm_version(KEY)
+    transfer = vllm_config.kv_transfer_config
+    connector = None if transfer is None else transfer.kv_connector
     reasons = {
         "it runs on CPUs only in this version": not current_platform.is_cpu(),
         "a quantised KV cache (--kv-cache-dtype) has another layout": (
             vllm_config.cache_config.cache_dtype != "auto"
         ),
-        "speculative decoding asks for several tokens at once": (
-            vllm_config.speculative_config is not None
-        ),
-        "KV connectors and offloading were not tested with codes in the cache": (
-            vllm_config.kv_transfer_config is not None
-        ),
+        f"the KV connector {connector} may bring codes of another hash, or take the "
+        "cache apart": connector is not None,
     }
     _refuse(reasons)
     model = vllm_config.model_config
@@ -48,7 +50,10 @@ def check(vllm_config: VllmConfig, options: HashAttnConfig) -> None:
     try:
         library()
     except NoKernelsError as error:
-        raise UnsupportedError(f"hashattn: no kernels: {error}.") from error
+        logger.warning(
+            "hashattn: %s. Attention runs in torch, which is slower than vLLM's own.",
+            error,
+        )
     _check_weights(options, model)
 
 
@@ -63,9 +68,6 @@ def _check_model(model: ModelConfig) -> None:
     _refuse(
         {
             "models with latent attention (MLA) cache no keys": model.use_mla,
-            "encoder-decoder models attend to an encoder": model.is_encoder_decoder,
-            "sliding windows are short already, and their layers would need a cache "
-            "of another shape": model.get_sliding_window() is not None,
             f"heads of {head_dim} have no kernel ({sizes} have)": (
                 head_dim not in HEAD_DIMS
             ),
@@ -87,27 +89,21 @@ def _refuse(reasons: dict[str, bool]) -> None:
 
 
 def _check_weights(options: HashAttnConfig, model: ModelConfig) -> None:
-    hashes = load(Path(options.weights))
-    hashes.check_model(model_fingerprint(model_folder(model)))
-    missing = _missing_layers(hashes, options, model)
+    found = hashes(options.weights)
+    found.check_model(model_fingerprint(model_folder(model)))
+    layers = range(options.dense_layers, model.hf_text_config.num_hidden_layers)
+    missing = [layer for layer in layers if layer not in found.layers]
     if missing:
         raise UnsupportedError(
             f"hashattn: {options.weights} lacks the layers {missing}; train the whole "
             "model with: vllm-hashattn train"
         )
-    bits = {maps.key_map.shape[2] for maps in hashes.layers.values()}
-    if len(bits) > 1 or max(bits) > MAX_BITS or max(bits) % 128:
+    bits = 8 * code_bytes(found)
+    if bits > MAX_BITS or bits % 32:
         raise UnsupportedError(
-            f"hashattn: {options.weights} has codes of {sorted(bits)} bits; all layers "
-            f"need the same number, a multiple of 128 up to {MAX_BITS}."
+            f"hashattn: {options.weights} has codes of {bits} bits; they must be a "
+            f"multiple of 32, up to {MAX_BITS}."
         )
-
-
-def _missing_layers(
-    hashes: HashFile, options: HashAttnConfig, model: ModelConfig
-) -> list[int]:
-    layers = range(options.dense_layers, model.hf_text_config.num_hidden_layers)
-    return [layer for layer in layers if layer not in hashes.layers]
 
 
 def model_folder(model: ModelConfig) -> Path:

@@ -25,20 +25,20 @@ class StepCounts:
     tokens_read: int = 0
 
     def count(
-        self, lengths: Sequence[int], rows: Sequence[int], kept: Sequence[int]
+        self, held: Sequence[int], chosen: Sequence[int], sample_tokens: int = 0
     ) -> None:
         """Add a step.
 
         Args:
-            lengths: Of all sequences of the batch.
-            rows: Of those that decode.
-            kept: Tokens that each of these reads.
+            held: Tokens that each decoding token could read.
+            chosen: Of these, chosen; all where it is read whole.
+            sample_tokens: Read besides where not all are.
         """
-        for row, read in zip(rows, kept, strict=True):
-            held = lengths[row]
-            self.tokens_held += held
+        for could, takes in zip(held, chosen, strict=True):
+            read = min(takes + sample_tokens, could)
+            self.tokens_held += could
             self.tokens_read += read
-            if read < held:
+            if read < could:
                 self.sparse += 1
             else:
                 self.dense += 1

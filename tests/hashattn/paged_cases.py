@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vllm_hashattn.kernels import PagedCache, store
+from vllm_hashattn.kernels import store
+from vllm_hashattn.paged_cache import PagedCache
 from vllm_hashattn.scorer_linear import LinearHash
 
 SPARE_BLOCKS = 3

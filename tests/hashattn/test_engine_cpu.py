@@ -13,7 +13,7 @@ import pytest
 from vllm import LLM, SamplingParams
 
 from tests.hashattn.paged_cases import random_maps
-from vllm_hashattn import backend_cpu
+from vllm_hashattn import serving
 from vllm_hashattn.hash_file import HashFile, model_fingerprint
 from vllm_hashattn.steps import STEPS
 
@@ -73,7 +73,7 @@ def run(
     """Answer all prompts on an engine of this process."""
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-    backend_cpu._REMEMBERED.clear()
+    serving._CURRENT.clear()
     before = (STEPS.sparse, STEPS.dense, STEPS.tokens_held, STEPS.tokens_read)
     llm = LLM(
         model,

@@ -2,6 +2,8 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
 """CPU kernels of every instruction set, against the reference in torch."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,25 +11,28 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.hashattn.paged_cases import Paged, paged, random_maps
-from vllm_hashattn.attention import attend
+from vllm_hashattn.attention import attend_biased
 from vllm_hashattn.budget import Budget
-from vllm_hashattn.kernels import PagedCache, decode, store
+from vllm_hashattn.kernels import TORCH, decode, store
 from vllm_hashattn.native import library
+from vllm_hashattn.paged_cache import PagedCache
+from vllm_hashattn.residual import residual_bias
 from vllm_hashattn.scorer import of_group
 from vllm_hashattn.scorer_linear import LinearHash, LinearScorer
 from vllm_hashattn.selection import pivotal_tokens
 
 BEST = library().hashattn_level()
-LEVELS = list(range(BEST + 1))
+LEVELS = [TORCH, *range(BEST + 1)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SPARSE = Budget(0.1, min_tokens=0, sink_tokens=4, recent_tokens=8)
+SAMPLED = replace(SPARSE, density=0.2, sample_tokens=7)
 DENSE = Budget(1.0)
 
 
 def run(
     case: Paged, query: Tensor, maps: LinearHash, budget: Budget, level: int
 ) -> Tensor:
-    chosen = torch.tensor([budget.tokens(n) for n in case.tokens.tolist()])
+    chosen = torch.tensor([budget.chosen(n) for n in case.tokens.tolist()])
     return decode(
         case.cache,
         query,
@@ -37,7 +42,7 @@ def run(
         chosen.to(torch.int32),
         budget,
         query.shape[2] ** -0.5,
-        level,
+        level=level,
     )
 
 
@@ -53,9 +58,17 @@ def expected(
         block = case.blocks[i].to(torch.int64)[token // case.cache.block_tokens]
         described = codes[block, :, token % case.cache.block_tokens]
         scores = of_group(scorer.score(query[i], described), keys.shape[1])
-        chosen = pivotal_tokens(scores, budget)
+        exactly = replace(
+            budget,
+            density=1e-9,
+            min_tokens=budget.chosen(len(keys)),
+            sample_tokens=0,
+        )
+        chosen = torch.zeros(scores.shape, dtype=torch.bool)
+        chosen.scatter_(1, pivotal_tokens(scores, exactly), value=True)
+        bias = residual_bias(chosen, budget.sample_tokens)
         exact = [each.double() for each in (query[i], keys, values)]
-        results.append(attend(*exact, query.shape[2] ** -0.5, chosen))
+        results.append(attend_biased(*exact, query.shape[2] ** -0.5, bias))
     return results
 
 
@@ -69,7 +82,7 @@ def compare(found: Tensor, wanted: list[Tensor]) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dim", [64, 96, 128])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (9, 3), (14, 2), (8, 1)])
-@pytest.mark.parametrize("budget", [SPARSE, DENSE], ids=["sparse", "dense"])
+@pytest.mark.parametrize("budget", [SPARSE, SAMPLED, DENSE], ids=["sparse", "sampled", "dense"])
 def test_decode_is_attention_over_what_the_reference_chooses(
     level: int,
     dtype: torch.dtype,
@@ -114,6 +127,7 @@ def test_codes_of_any_size_and_blocks_of_any_size(
         min_tokens=st.integers(0, 50),
         sink_tokens=st.integers(0, 20),
         recent_tokens=st.integers(1, 20),
+        sample_tokens=st.integers(0, 30),
     ),
     st.sampled_from(LEVELS),
     st.integers(0, 2**31),

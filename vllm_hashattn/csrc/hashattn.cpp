@@ -1,20 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 // SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
 //
-// Decode attention over chosen tokens of a paged KV cache, for x86-64 CPUs.
+// Attention over chosen tokens of a paged KV cache, for x86-64 CPUs.
 //
 // A plain C interface: the library depends on no version of Python or torch. OpenMP is
 // compiled in but not linked, so that the threads are those of the OpenMP library that
 // the process has loaded already.
 //
 // One cell of the cache, for a block and a KV head: block_tokens rows of a key and its
-// value, side by side, then block_tokens codes. Rules for bits, choice and ties are
-// those of codes.py and selection.py.
+// value, side by side, then block_tokens codes.
+
+#include <omp.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -48,9 +51,20 @@ struct Rule {
   int sink, recent;
 };
 
+// Attention over a part of the rows: for each head the largest product, the sum of the
+// weights relative to it, and the weighted sum of the values.
+struct Partial {
+  float *top, *total, *sums;
+};
+
+// Memory that a thread keeps between calls.
 struct Scratch {
   std::vector<uint16_t> distances;
-  std::vector<int32_t> histogram, positions;
+  std::vector<int32_t> positions;
+  std::vector<const void*> rows;
+  std::vector<uint8_t> codes;
+  std::vector<float> partials, tile;
+  std::vector<uint32_t> keys, values;
 
   static Scratch& mine() {
     thread_local Scratch scratch;
@@ -64,10 +78,11 @@ struct Decode {
   const void* query;
   void* out;
   const float *query_map, *query_bias;
+  const uint8_t* query_codes;
   const int32_t* blocks;
   int64_t blocks_stride;
   const int32_t *tokens, *chosen;
-  int sequences, heads, kv_heads;
+  int asked, samples, sequences, heads, kv_heads;
   float scale;
 };
 
@@ -77,18 +92,28 @@ struct Store {
   int64_t keys_stride, values_stride;  // elements
   const int64_t* slots;
   const float *key_map, *key_bias;
+  const uint8_t* key_codes;
   int count, kv_heads;
 };
 
-namespace portable {
-#include "kernels.inc"
-}
+struct Prefill {
+  View cache;
+  const void* query;
+  void* out;
+  int64_t query_stride, out_stride;  // elements
+  const int32_t* blocks;
+  int before, count, heads, kv_heads;
+  float scale;
+};
 
 #if defined(__x86_64__)
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,bmi,bmi2,popcnt")
-namespace avx2 {
+#pragma GCC target( \
+    "avx2,fma,f16c,bmi,bmi2,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq,prefer-vector-width=512,avx512bf16")
+namespace avx512bf16 {
+#define LEVEL 3
 #include "kernels.inc"
+#undef LEVEL
 }
 #pragma GCC pop_options
 
@@ -96,89 +121,124 @@ namespace avx2 {
 #pragma GCC target( \
     "avx2,fma,f16c,bmi,bmi2,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq,prefer-vector-width=512")
 namespace avx512 {
+#define LEVEL 2
 #include "kernels.inc"
+#undef LEVEL
+}
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,bmi,bmi2,popcnt")
+namespace avx2 {
+#define LEVEL 1
+#include "kernels.inc"
+#undef LEVEL
 }
 #pragma GCC pop_options
 #endif
 
+namespace portable {
+#define LEVEL 0
+#include "kernels.inc"
+#undef LEVEL
+}
+
 int best() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool wide = __builtin_cpu_supports("avx512f") &&
+  const bool half = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
+  const bool full = __builtin_cpu_supports("avx512f") &&
                     __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512vl") &&
                     __builtin_cpu_supports("avx512vpopcntdq");
-  if (wide) return 2;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt"))
-    return 1;
-#endif
+  if (half && full) return __builtin_cpu_supports("avx512bf16") ? 3 : 2;
+  return half ? 1 : 0;
+#else
   return 0;
+#endif
 }
 
 template <typename Step>
-int dispatch(int level, int dtype, int head_dim, const Step& step,
-             bool (*plain)(int, int, const Step&), bool (*half)(int, int, const Step&),
-             bool (*full)(int, int, const Step&)) {
+int dispatch(int level, int dtype, int head_dim, const Step& step) {
   const int chosen = level < 0 ? best() : std::min(level, best());
-  const auto run = chosen == 2 ? full : chosen == 1 ? half : plain;
-  return run(dtype, head_dim, step) ? 0 : 1;
+#if defined(__x86_64__)
+  if (chosen == 3) return avx512bf16::run(dtype, head_dim, step) ? 0 : 1;
+  if (chosen == 2) return avx512::run(dtype, head_dim, step) ? 0 : 1;
+  if (chosen == 1) return avx2::run(dtype, head_dim, step) ? 0 : 1;
+#endif
+  return portable::run(dtype, head_dim, step) ? 0 : 1;
 }
 
 }  // namespace
 
 #define EXPORT __attribute__((visibility("default")))
 
+// All return 1 for a dtype, head size or code size without a kernel, else 0.
+// level: the instruction set at most, -1 the best. dtype: 0 float32, 1 bfloat16,
+// 2 float16. Strides of the cache are in bytes, others in elements.
 extern "C" {
 
-// Best instruction set of this CPU: 0 portable, 1 AVX2, 2 AVX-512 with VPOPCNTDQ.
+// Best of this CPU: 0 portable, 1 AVX2, 2 AVX-512 with VPOPCNTDQ, 3 and with BF16.
 EXPORT int hashattn_level() { return best(); }
 
-// Reads at most chosen[i] tokens of sequence i. query_map: float32 [heads, head_dim,
-// bits], with query_bias, float32 [heads, bits]; null where every sequence is read
-// whole. Returns 1 for a dtype or head size without a
-// kernel, else 0. dtype: 0 float32, 1 bfloat16, 2 float16. level: -1 the best.
+// Reads chosen[i] tokens of sequence i, or all, and `samples` of those left out, spread
+// evenly, which stand for all that were left out. Queries have codes by query_map,
+// float32 [heads, head_dim, bits], with query_bias, float32 [heads, bits]; or
+// query_codes, uint8 [sequences, kv_heads, asked, code_bytes]. Neither is needed where
+// every sequence is read whole.
 EXPORT int hashattn_decode(int level, int dtype, int head_dim, void* cache,
-                    int64_t block_stride, int64_t head_stride, int block_tokens,
-                    int row_bytes, int code_bytes, int sink, int recent,
-                    const void* query, void* out, const float* query_map,
-                    const float* query_bias, const int32_t* blocks, int64_t blocks_stride,
-                    const int32_t* tokens, const int32_t* chosen, int sequences,
-                    int heads, int kv_heads, float scale) {
+                           int64_t block_stride, int64_t head_stride, int block_tokens,
+                           int row_bytes, int code_bytes, int sink, int recent,
+                           int samples, const void* query, void* out,
+                           const float* query_map, const float* query_bias,
+                           const uint8_t* query_codes, int asked, const int32_t* blocks,
+                           int64_t blocks_stride, const int32_t* tokens,
+                           const int32_t* chosen, int sequences, int heads, int kv_heads,
+                           float scale) {
   if (heads / kv_heads > kMaxGroup || 8 * code_bytes > kMaxBits) return 1;
   const View view{static_cast<uint8_t*>(cache), block_stride, head_stride,
                   block_tokens, row_bytes, code_bytes};
-  const Decode step{view,       {sink, recent}, query,  out,    query_map,
-                    query_bias, blocks,         blocks_stride,  tokens, chosen,
-                    sequences,  heads,          kv_heads,       scale};
-#if defined(__x86_64__)
-  return dispatch<Decode>(level, dtype, head_dim, step, portable::run_decode,
-                          avx2::run_decode, avx512::run_decode);
-#else
-  return portable::run_decode(dtype, head_dim, step) ? 0 : 1;
-#endif
+  const Decode step{view,       {sink, recent}, query,       out,
+                    query_map,  query_bias,     query_codes, blocks,
+                    blocks_stride, tokens,      chosen,      asked,
+                    samples,    sequences,      heads,       kv_heads,
+                    scale};
+  return dispatch(level, dtype, head_dim, step);
 }
 
-// Writes `count` keys and values into their slots (below 0: none), and codes if there is
-// a key_map, float32 [kv_heads, head_dim, bits], with key_bias, float32 [kv_heads, bits].
+// Writes `count` keys and values into their slots (below 0: none), and codes by key_map,
+// float32 [kv_heads, head_dim, bits], with key_bias, float32 [kv_heads, bits]; or
+// key_codes, uint8 [count, kv_heads, code_bytes]; or none.
 EXPORT int hashattn_store(int level, int dtype, int head_dim, void* cache,
-                   int64_t block_stride, int64_t head_stride, int block_tokens,
-                   int row_bytes, int code_bytes, const void* keys, const void* values,
-                   int64_t keys_stride, int64_t values_stride, const int64_t* slots,
-                   const float* key_map, const float* key_bias, int count,
-                   int kv_heads) {
+                          int64_t block_stride, int64_t head_stride, int block_tokens,
+                          int row_bytes, int code_bytes, const void* keys,
+                          const void* values, int64_t keys_stride, int64_t values_stride,
+                          const int64_t* slots, const float* key_map,
+                          const float* key_bias, const uint8_t* key_codes, int count,
+                          int kv_heads) {
   if (8 * code_bytes > kMaxBits) return 1;
   const View view{static_cast<uint8_t*>(cache), block_stride, head_stride,
                   block_tokens, row_bytes, code_bytes};
-  const Store step{view,  keys,    values,   keys_stride, values_stride,
-                   slots, key_map, key_bias, count,       kv_heads};
-#if defined(__x86_64__)
-  return dispatch<Store>(level, dtype, head_dim, step, portable::run_store,
-                         avx2::run_store, avx512::run_store);
-#else
-  return portable::run_store(dtype, head_dim, step) ? 0 : 1;
-#endif
+  const Store step{view,  keys,    values,   keys_stride, values_stride, slots,
+                   key_map, key_bias, key_codes, count,   kv_heads};
+  return dispatch(level, dtype, head_dim, step);
+}
+
+// Dense causal attention of the last `count` tokens of one sequence, which has `before`
+// tokens before them; all are in the cache.
+EXPORT int hashattn_prefill(int level, int dtype, int head_dim, void* cache,
+                            int64_t block_stride, int64_t head_stride, int block_tokens,
+                            int row_bytes, int code_bytes, const void* query, void* out,
+                            int64_t query_stride, int64_t out_stride,
+                            const int32_t* blocks, int before, int count, int heads,
+                            int kv_heads, float scale) {
+  const View view{static_cast<uint8_t*>(cache), block_stride, head_stride,
+                  block_tokens, row_bytes, code_bytes};
+  const Prefill step{view,   query,  out,   query_stride, out_stride, blocks,
+                     before, count,  heads, kv_heads,     scale};
+  return dispatch(level, dtype, head_dim, step);
 }
 
 }  // extern "C"

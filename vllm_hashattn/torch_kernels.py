@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
+"""What the kernels do, in plain torch: where there is no compiler, or another CPU.
+
+Correct for every dtype, head size and group, and slow: decoding gains nothing here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from .attention import attend_biased
+from .budget import Budget
+from .codes import agreement
+from .paged_cache import PagedCache
+from .residual import residual_bias
+from .scorer import of_group
+from .scorer_linear import LinearHash, LinearScorer
+from .selection import pivotal_tokens
+
+_LEAST = 1e-9  # a density that leaves the number to `min_tokens`
+
+
+def store(
+    cache: PagedCache,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    codes: LinearHash | Tensor | None,
+) -> None:
+    """Write keys, values and codes; see :func:`vllm_hashattn.kernels.store`."""
+    kept = slots >= 0
+    block = slots[kept] // cache.block_tokens
+    offset = slots[kept] % cache.block_tokens
+    # Advanced indices around a slice: [tokens, kv heads, ...].
+    rows = cache.rows()
+    rows[block, :, offset, 0] = keys[kept]
+    rows[block, :, offset, 1] = values[kept]
+    if codes is None:
+        return
+    if isinstance(codes, LinearHash):
+        codes = LinearScorer(codes).describe(keys)
+    cache.codes()[block, :, offset] = codes[kept]
+
+
+def decode(
+    cache: PagedCache,
+    query: Tensor,
+    codes: LinearHash | Tensor | None,
+    blocks: Tensor,
+    tokens: Tensor,
+    chosen: Tensor,
+    budget: Budget,
+    scale: float,
+    out: Tensor,
+) -> None:
+    """Attend, one sequence after the other; see :func:`vllm_hashattn.kernels.decode`."""
+    for row, (held, read) in enumerate(
+        zip(tokens.tolist(), chosen.tolist(), strict=True)
+    ):
+        if held <= 0:
+            continue
+        keys, values, stored = cache.read(blocks[row], held)
+        heads = torch.arange(keys.shape[1]).unsqueeze(1)
+        bias = torch.zeros(keys.shape[1], held)
+        if read < held:
+            picked = _picked(query[row], codes, stored, row, budget, read)
+            bias.fill_(-torch.inf)
+            bias[heads, picked] = 0.0
+            bias = residual_bias(bias == 0.0, budget.sample_tokens)
+        out[row] = attend_biased(query[row], keys, values, scale, bias)
+
+
+def _picked(
+    query: Tensor,
+    codes: LinearHash | Tensor | None,
+    stored: Tensor,
+    row: int,
+    budget: Budget,
+    read: int,
+) -> Tensor:
+    """Choose `read` tokens of one sequence, int64 [kv heads, read]."""
+    if isinstance(codes, LinearHash):
+        scores = of_group(LinearScorer(codes).score(query, stored), stored.shape[1])
+    else:
+        assert codes is not None
+        # [kv heads, codes, 1, bytes] with [kv heads, 1, tokens, bytes]
+        each = agreement(codes[row].unsqueeze(2), stored.transpose(0, 1).unsqueeze(1))
+        scores = each.sum(dim=1)
+    exactly = replace(budget, density=_LEAST, min_tokens=read, sample_tokens=0)
+    return pivotal_tokens(scores, exactly)
+
+
+def prefill(
+    cache: PagedCache,
+    query: Tensor,
+    blocks: Tensor,
+    before: int,
+    scale: float,
+    out: Tensor,
+) -> None:
+    """Attend causally; see :func:`vllm_hashattn.kernels.prefill`."""
+    new = len(query)
+    keys, values, _ = cache.read(blocks, before + new)
+    place = torch.arange(before + new)
+    mask = place <= place[before:].unsqueeze(1)
+    q, k, v = (each.transpose(0, 1).unsqueeze(0) for each in (query, keys, values))
+    result = scaled_dot_product_attention(
+        q, k, v, mask, scale=scale, enable_gqa=True
+    )
+    out.copy_(result[0].transpose(0, 1))

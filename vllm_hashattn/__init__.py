@@ -16,6 +16,8 @@ def register() -> None:
     vLLM calls this in every process, possibly more than once.
     """
     from vllm_hashattn.compat import ask_for_backend, check_at_start
+    from vllm_hashattn.metrics_collector import register_collector
 
     check_at_start()
     ask_for_backend()
+    register_collector()

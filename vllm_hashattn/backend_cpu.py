@@ -33,6 +33,7 @@ from vllm.v1.kv_cache_interface import (
 from .huge_pages import ask_for_huge_pages
 from .kernels import decode, prefill, store
 from .layer_codes import LayerCodes, of_rank
+from .metrics import StepMetrics
 from .paged_cache import PagedCache
 from .request_density import densities_of_batch
 from .serving import serving
@@ -90,6 +91,26 @@ class HashAttnMetadata(CPUAttentionMetadata):
 class HashAttnMetadataBuilder(CPUAttentionMetadataBuilder):
     """Adds to vLLM's metadata what hash attention needs, once for all layers."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        super().__init__(*args, **kwargs)
+        self._serving = serving()
+        self._metrics: StepMetrics | None = None
+        if type(self.kv_cache_spec) is FullAttentionSpec:
+            self._metrics = self._make_metrics()
+
+    def _make_metrics(self) -> StepMetrics:
+        config = self.vllm_config
+        layers = len(self.layer_names) - self._serving.options.dense_layers
+        places = max(layers, 0) * self.num_kv_heads
+        row_bytes = 2 * self.head_dim * self.kv_cache_spec.dtype.itemsize
+        return StepMetrics(
+            STEPS,
+            str(config.model_config.served_model_name),
+            places * row_bytes,
+            places * self._serving.code_bytes,
+            config.parallel_config.rank,
+        )
+
     def build(
         self,
         common_prefix_len: int,
@@ -98,18 +119,19 @@ class HashAttnMetadataBuilder(CPUAttentionMetadataBuilder):
     ) -> CPUAttentionMetadata:
         """Split the batch into tokens that decode, and prefills."""
         stock = super().build(common_prefix_len, common_attn_metadata, fast_build)
-        if type(self.kv_cache_spec) is not FullAttentionSpec:
+        if self._metrics is None:
             return stock
-        options = serving().options
+        options = self._serving.options
         lengths = stock.seq_lens.tolist()
         plan = plan_step(
             stock.query_start_loc[: len(lengths) + 1].tolist(),
             lengths,
-            serving().budget,
+            self._serving.budget,
             options.dense_below,
             densities_of_batch(len(lengths)),
         )
         STEPS.count(plan.held.tolist(), plan.chosen.tolist(), options.sample_tokens)
+        self._metrics.publish()
         return HashAttnMetadata(
             **{each.name: getattr(stock, each.name) for each in fields(stock)},
             plan=plan,

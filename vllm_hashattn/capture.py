@@ -67,7 +67,8 @@ def capture(
     register(_NAME, keep)
     try:
         model.set_attn_implementation(_NAME)
-        with torch.inference_mode():
+        # Not inference mode: what is kept is trained on.
+        with torch.no_grad():
             model(token_ids.unsqueeze(0), use_cache=False, logits_to_keep=1)
     finally:
         model.set_attn_implementation(before)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
-"""The command ``vllm-hashattn``: train a hash, look at one."""
+"""The command ``vllm-hashattn``: train a hash, import one, look at it, measure."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from . import cli_bench, cli_eval, cli_import, cli_plot
+from .native import NoKernelsError
 from .training import TrainingSettings
 
 
@@ -19,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
-    except (ValueError, OSError, ImportError) as problem:
+    except (ValueError, OSError, ImportError, NoKernelsError) as problem:
         print(f"vllm-hashattn: {problem}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -37,6 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument("file", type=Path)
     look.add_argument("--json", action="store_true")
     look.set_defaults(run=_inspect)
+    for module in (cli_plot, cli_import, cli_eval, cli_bench):
+        module.add_parser(commands)
     return parser
 
 
@@ -102,16 +106,17 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from .hash_file import load
+    from .hash_file import HashFile
+    from .layer_codes import code_bytes, hashes
 
-    found = load(options.file)
+    found = hashes(str(options.file))
     first = next(iter(found.layers.values()))
     facts = {
+        "kind": "linear" if isinstance(found, HashFile) else "paper",
         "layers": len(found.layers),
-        "bits": first.key_map.shape[2],
-        "kv_heads": first.key_map.shape[0],
-        "query_heads": first.query_map.shape[0],
-        "head_dim": first.key_map.shape[1],
+        "bits_per_kv_head": 8 * code_bytes(found),
+        "query_heads": first.heads,
+        "head_dim": first.head_dim,
         "model": dict(found.model),
         "training": dict(found.training),
     }

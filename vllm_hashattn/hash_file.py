@@ -165,6 +165,11 @@ def model_fingerprint(folder: Path) -> dict[str, Any]:
     found = {name: config[name] for name in _CONFIG if config.get(name) is not None}
     digest = hashlib.sha256()
     hashed = 0
+    if "num_hidden_layers" not in config:
+        raise HashFileError(
+            f"hashattn: the config.json in {folder} lacks num_hidden_layers; give the "
+            "folder of a model that transformers can load."
+        )
     last = config["num_hidden_layers"] - 1
     wanted = [f"layers.{index}.self_attn.k_proj.weight" for index in (0, last)]
     for path in sorted(folder.glob("*.safetensors")):

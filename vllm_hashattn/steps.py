@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass
@@ -17,12 +17,14 @@ class StepCounts:
         dense: Decoded tokens whose context was read whole.
         tokens_held: Tokens of all contexts of decoded tokens.
         tokens_read: Of these, read.
+        tokens_scanned: Of these, compared by their codes.
     """
 
     sparse: int = 0
     dense: int = 0
     tokens_held: int = 0
     tokens_read: int = 0
+    tokens_scanned: int = 0
 
     def count(
         self, held: Sequence[int], chosen: Sequence[int], sample_tokens: int = 0
@@ -38,10 +40,15 @@ class StepCounts:
             read = min(takes + sample_tokens, could)
             self.tokens_held += could
             self.tokens_read += read
-            if read < could:
+            if takes < could:
                 self.sparse += 1
+                self.tokens_scanned += could
             else:
                 self.dense += 1
+
+    def copy(self) -> StepCounts:
+        """Return the counts as they are now."""
+        return replace(self)
 
 
 STEPS = StepCounts()

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import softplus
 
 from .scorer_linear import LinearHash
 
@@ -93,9 +93,11 @@ def train_layer(
     random = torch.Generator().manual_seed(settings.seed)
     maps = _Maps(usable[0], settings.bits, random)
     optimizer = torch.optim.Adam(maps.parameters, lr=settings.learning_rate)
+    # The keys to find stay the same; looking for them takes longer than a step.
+    wanted = [_wanted(document, settings) for document in usable]
     for step in range(settings.steps):
-        document = usable[step % len(usable)]
-        loss = _loss(maps, document, settings, random)
+        number = step % len(usable)
+        loss = _loss(maps, usable[number], wanted[number], settings, random)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -150,22 +152,41 @@ class _Maps:
         )
 
 
+def _wanted(document: Captured, settings: TrainingSettings) -> Tensor:
+    """Positions of the keys to find, int64 [query heads, queries, positives]."""
+    keys = document.keys.float()
+    found = []
+    for start in range(0, len(document.queries), settings.queries):
+        part = slice(start, start + settings.queries)
+        learned = learnable(document.positions[part], len(keys), settings)
+        queries = document.queries[part].float()
+        found.append(pivotal_positions(queries, keys, learned, settings.positives))
+    return torch.cat(found, dim=1)
+
+
 def _loss(
     maps: _Maps,
     document: Captured,
+    wanted: Tensor,
     settings: TrainingSettings,
     random: torch.Generator,
 ) -> Tensor:
+    """Weighted cross-entropy, mean over the keys that each query may choose from.
+
+    Of a key to find it is the weight times ``softplus(-logit)``, of another one
+    ``softplus(logit)``.
+    """
     picked = torch.randint(len(document.queries), (settings.queries,), generator=random)
-    queries = document.queries[picked].float()
     keys = document.keys.float()
     learned = learnable(document.positions[picked], len(keys), settings)
-    wanted = pivotal(queries, keys, learned, settings.positives)
-    weight = learned * (1.0 + (settings.positive_weight - 1.0) * wanted)
-    total = binary_cross_entropy_with_logits(
-        maps.logits(queries, keys), wanted, weight, reduction="sum"
-    )
-    return total / (learned.sum() * wanted.shape[0])
+    logits = maps.logits(document.queries[picked].float(), keys)
+    positions = wanted[:, picked]
+    # Early queries have fewer keys to choose from than are wanted.
+    there = learned.expand_as(logits).gather(2, positions)
+    best = logits.gather(2, positions)
+    missed = settings.positive_weight * softplus(-best) - softplus(best)
+    total = (softplus(logits) * learned).sum() + (missed * there).sum()
+    return total / (learned.sum() * logits.shape[0])
 
 
 def learnable(positions: Tensor, tokens: int, settings: TrainingSettings) -> Tensor:
@@ -184,8 +205,10 @@ def learnable(positions: Tensor, tokens: int, settings: TrainingSettings) -> Ten
     return ((token >= settings.sink_tokens) & (token <= newest)).float()
 
 
-def pivotal(queries: Tensor, keys: Tensor, learned: Tensor, positives: int) -> Tensor:
-    """Which keys are to be found: those with the largest dot products.
+def pivotal_positions(
+    queries: Tensor, keys: Tensor, learned: Tensor, positives: int
+) -> Tensor:
+    """Where the keys to be found are: those with the largest dot products.
 
     Args:
         queries: [queries, query heads, head_dim].
@@ -194,10 +217,18 @@ def pivotal(queries: Tensor, keys: Tensor, learned: Tensor, positives: int) -> T
         positives: How many for each query.
 
     Returns:
-        1 or 0, float32 [query heads, queries, tokens].
+        int64 [query heads, queries, positives].
     """
     grouped = torch.unflatten(queries.transpose(0, 1), 0, (keys.shape[1], -1))
     dots = (grouped @ keys.permute(1, 2, 0).unsqueeze(1)).flatten(0, 1)
-    dots = dots.masked_fill(learned == 0.0, -torch.inf)
-    best = dots.topk(positives, dim=2).indices
-    return torch.zeros_like(dots).scatter_(2, best, 1.0) * learned
+    return dots.masked_fill(learned == 0.0, -torch.inf).topk(positives, dim=2).indices
+
+
+def pivotal(queries: Tensor, keys: Tensor, learned: Tensor, positives: int) -> Tensor:
+    """Which keys are to be found, 1 or 0, float32 [query heads, queries, tokens].
+
+    Arguments are those of :func:`pivotal_positions`.
+    """
+    best = pivotal_positions(queries, keys, learned, positives)
+    shape = *best.shape[:2], len(keys)
+    return torch.zeros(shape).scatter_(2, best, 1.0) * learned

@@ -3,7 +3,7 @@
 """Shows the engine cores' metrics on the API server's own ``/metrics``.
 
 Registered in every process that loads the plugin. A process whose engine
-cores run another scheduler has no files, and its ``/metrics`` stays as it was.
+cores do not use it has no files, and its ``/metrics`` stays as it was.
 """
 
 import atexit
@@ -17,9 +17,9 @@ from prometheus_client import REGISTRY, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from .metrics_textfile import default_directory, file_prefix, open_directory
+from .metrics_textfile import PLUGIN, default_directory, file_prefix, open_directory
 
-logger = logging.getLogger("vllm.plugins.program_sched")
+logger = logging.getLogger(f"vllm.plugins.{PLUGIN}")
 
 # Clocks of file systems are coarser than the system's.
 FILE_TIME_SLACK_S = 1.0
@@ -87,8 +87,9 @@ class EngineMetricsCollector(Collector):
         if not self._reported:
             self._reported = True
             logger.warning(
-                "program_sched: the engine core's metrics cannot be read (%s); "
-                "/metrics lacks vllm:program_* until that is mended.",
+                "%s: the engine core's metrics cannot be read (%s); /metrics lacks "
+                "them until that is mended.",
+                PLUGIN,
                 error,
             )
 

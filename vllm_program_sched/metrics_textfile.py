@@ -6,6 +6,9 @@ The engine core is a child of the API server and has no HTTP port. In
 Prometheus' multiprocess mode (several API servers) the client library carries
 the values across by itself. Otherwise the exporter here writes the exposition
 text, and ``metrics_collector`` reads it in the API server.
+
+Plugins of the suite that count in the engine core carry this file and
+``metrics_collector`` unchanged; a test keeps the copies equal.
 """
 
 import atexit
@@ -19,7 +22,8 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest, values
 
-logger = logging.getLogger("vllm.plugins.program_sched")
+PLUGIN = str(__package__).removeprefix("vllm_")
+logger = logging.getLogger(f"vllm.plugins.{PLUGIN}")
 
 WRITE_INTERVAL_S = 1.0
 CLOSE_TIMEOUT_S = 2.0
@@ -28,8 +32,8 @@ CLOSE_TIMEOUT_S = 2.0
 class TextfileExporter:
     """Hands the metrics of one engine core to the API server beside it.
 
-    A daemon thread renders and writes, so a slow disk never delays a step; the
-    scheduler's part is one attribute assignment per step. Nothing is written
+    A daemon thread renders and writes, so a slow disk never delays a step, whose
+    part is one attribute assignment. Nothing is written
     while the engine is idle. A failure is logged once and costs only metrics.
     """
 
@@ -68,7 +72,7 @@ class TextfileExporter:
             return
         self._path = folder / file_name(serving_process_id(), engine_index)
         self._writer = threading.Thread(
-            target=self._run, name="program-sched-metrics", daemon=True
+            target=self._run, name=f"{_dashed()}-metrics", daemon=True
         )
         self._writer.start()
         atexit.register(self.close)
@@ -113,16 +117,21 @@ class TextfileExporter:
         if not self._failed:
             self._failed = True
             logger.warning(
-                "program_sched: metrics cannot be handed to the API server (%s); "
-                "scheduling is not affected, /metrics lacks vllm:program_*. "
+                "%s: metrics cannot be handed to the API server (%s); serving is not "
+                "affected, /metrics lacks this plugin's values. "
                 "Make the directory for temporary files writable, or set TMPDIR.",
+                PLUGIN,
                 error,
             )
 
 
 def default_directory() -> Path:
     """Return the directory that this user's servers share."""
-    return Path(tempfile.gettempdir()) / f"vllm-program-sched-{os.getuid()}"
+    return Path(tempfile.gettempdir()) / f"vllm-{_dashed()}-{os.getuid()}"
+
+
+def _dashed() -> str:
+    return PLUGIN.replace("_", "-")
 
 
 def open_directory(path: Path, *, create: bool = True) -> Path:

@@ -13,6 +13,8 @@ from scripts.requirements import PLUGIN_FOLDERS
 from tests.packaging.conftest import PLUGINS, Plugin
 
 COPIED_FILES = ("activation.py", "LICENSE")
+# Of the plugins that count in the engine core.
+SHARED_FILES = ("metrics_textfile.py", "metrics_collector.py")
 
 
 def _imported_roots(tree: ast.AST) -> Iterator[str]:
@@ -43,6 +45,13 @@ def test_the_set_up_knows_every_plugin() -> None:
 def test_copies_are_equal(repository_root: Path, name: str) -> None:
     contents = {(repository_root / p.folder / name).read_bytes() for p in PLUGINS}
     assert len(contents) == 1
+
+
+@pytest.mark.parametrize("name", SHARED_FILES)
+def test_copies_of_some_are_equal(repository_root: Path, name: str) -> None:
+    copies = [repository_root / p.folder / name for p in PLUGINS]
+    contents = [copy.read_bytes() for copy in copies if copy.is_file()]
+    assert len(contents) > 1 and len(set(contents)) == 1
 
 
 def test_no_plugin_imports_another_or_the_repository(

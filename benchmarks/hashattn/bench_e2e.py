@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
+"""How fast is a whole model: time per output token and time to the first token.
+
+Arms take turns, each in a fresh process: stock vLLM, and hash attention with the same
+settings. Decoding runs on caches of noise (see ``engine_speed``), prefill on real text.
+The hash's contents do not matter for speed, so random planes serve.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.command import run_command
+from benchmarks.environment import describe
+from benchmarks.hashattn.long_model import long_model
+from scripts.model_cache import demo_model_dir
+from scripts.setup_error import SetupError
+
+RESULTS = Path(__file__).parent / "results"
+REPEATS = 3
+DENSITY = 0.0625
+_CACHE_GIB = "4"
+
+
+def main() -> int:
+    """Measure and write ``e2e.json``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="the small model, once")
+    parser.add_argument("--out", type=Path, default=RESULTS / "e2e.json")
+    options = parser.parse_args()
+    plans = [_plan(demo_model_dir(), 8192, (2048, 4096, 8128), (4096,))]
+    if not options.quick:
+        contexts = (4096, 8192, 16384, 32704)
+        plans.append(_plan(long_model(), 32768, contexts, (4096, 16384)))
+    rows = []
+    with tempfile.TemporaryDirectory() as work:
+        for plan in plans:
+            for repeat in range(1 if options.quick else REPEATS):
+                rows += _run_plan(plan, repeat, Path(work))
+    result = {
+        "environment": describe(),
+        "density": DENSITY,
+        "rows": rows,
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    print(options.out)
+    return 0
+
+
+def _plan(
+    model: Path, limit: int, contexts: tuple[int, ...], prefills: tuple[int, ...]
+) -> dict[str, Any]:
+    return {
+        "model": model,
+        "limit": limit,
+        "contexts": contexts,
+        "prefills": prefills,
+        "batches": (1, 4, 8),
+    }
+
+
+def _run_plan(plan: dict[str, Any], repeat: int, work: Path) -> list[dict[str, Any]]:
+    """All arms once; every other time in the other order."""
+    hash_file = work / f"{plan['model'].name}.safetensors"
+    if not hash_file.is_file():
+        _random_hash(plan["model"], hash_file)
+    text = work / "text.txt"
+    if not text.is_file():
+        text.write_text(_text(), "utf-8")
+    arms: dict[str, dict[str, Any]] = {
+        "vLLM": {},
+        "hashattn": {
+            "weights": str(hash_file),
+            "density": DENSITY,
+            "min_tokens": 0,
+            "dense_below": 0,
+        },
+    }
+    order = list(arms.items())[:: 1 if repeat % 2 == 0 else -1]
+    rows = []
+    for name, options in order:
+        for what in ("decode", "prefill"):
+            found = _engine(plan, what, options, text)
+            for point in found["points"]:
+                rows.append(
+                    {
+                        "what": what,
+                        "arm": name,
+                        "model": plan["model"].name,
+                        "repeat": repeat,
+                        "cache_tokens": found["cache_tokens"],
+                        **point,
+                    }
+                )
+                _say(rows[-1])
+    return rows
+
+
+def _engine(
+    plan: dict[str, Any], what: str, hashattn: dict[str, Any], text: Path
+) -> dict[str, Any]:
+    contexts = plan["contexts"] if what == "decode" else plan["prefills"]
+    command = [
+        *(sys.executable, "-m", "benchmarks.hashattn.engine_speed", what),
+        *("--model", str(plan["model"]), "--max-model-len", str(plan["limit"])),
+        *("--contexts", ",".join(map(str, contexts)), "--text", str(text)),
+        *("--batches", ",".join(map(str, plan["batches"]))),
+        *("--hashattn", json.dumps(hashattn)),
+    ]
+    environment = {
+        **os.environ,
+        "VLLM_CPU_KVCACHE_SPACE": _CACHE_GIB,
+        "VLLM_LOGGING_LEVEL": "ERROR",
+    }
+    done = subprocess.run(
+        command, env=environment, check=False, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise OSError(f"an engine failed:\n{done.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _random_hash(model: Path, path: Path) -> None:
+    import torch
+
+    from vllm_hashattn.calibration import Geometry
+    from vllm_hashattn.hash_file import HashFile, model_fingerprint
+    from vllm_hashattn.scorer_linear import LinearHash
+
+    fingerprint = model_fingerprint(model)
+    shape = Geometry.of_model(model)
+    random = torch.Generator().manual_seed(0)
+    sizes = [
+        (shape.kv_heads, shape.head_dim, 128),
+        (shape.kv_heads, 128),
+        (shape.heads, shape.head_dim, 128),
+        (shape.heads, 128),
+    ]
+    layers = {
+        layer: LinearHash(*(torch.randn(size, generator=random) for size in sizes))
+        for layer in range(fingerprint["num_hidden_layers"])
+    }
+    HashFile(layers, fingerprint, {}).save(path)
+
+
+def _text() -> str:
+    """Python's own sources, more than any context holds."""
+    files = sorted(Path(os.__file__).parent.glob("*.py"))
+    return "\n".join(file.read_text("utf-8", errors="replace") for file in files[:40])
+
+
+def _say(row: dict[str, Any]) -> None:
+    print(
+        f"{row['model']} {row['what']} {row['arm']}, {row['context_tokens']:,} tokens, "
+        f"batch {row['batch']}: {row['step_ms']:,.1f} ms",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("bench_e2e", main, (OSError, ValueError, SetupError)))

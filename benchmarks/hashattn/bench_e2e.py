@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.command import run_command
 from benchmarks.environment import describe
-from benchmarks.hashattn.long_model import long_model
+from benchmarks.hashattn.long_model import ensure_long_model
 from scripts.model_cache import demo_model_dir
 from scripts.setup_error import SetupError
 
@@ -39,7 +39,7 @@ def main() -> int:
     plans = [_plan(demo_model_dir(), 8192, (2048, 4096, 8128), (4096,))]
     if not options.quick:
         contexts = (4096, 8192, 16384, 32704)
-        plans.append(_plan(long_model(), 32768, contexts, (4096, 16384)))
+        plans.append(_plan(ensure_long_model(), 32768, contexts, (4096, 16384)))
     rows = []
     with tempfile.TemporaryDirectory() as work:
         for plan in plans:

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
+"""What sparse decoding costs in quality, at equal bytes and equal bits.
+
+Every arm reads the same number of tokens and runs after the same dense context; Quest
+and the linear hash keep the same 128 bits of a token for each KV head. Perplexity is
+that of decoded tokens, tasks are answered greedily. Texts are not those of training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.command import run_command
+from benchmarks.environment import describe
+from benchmarks.hashattn.long_model import ensure_long_model
+from benchmarks.hashattn.quality_hashes import (
+    MEASURED_ESSAYS,
+    MEASURED_MODULES,
+    essays,
+    hashes_of,
+    modules,
+)
+from scripts.model_cache import demo_model_dir
+from scripts.setup_error import SetupError
+from vllm_hashattn.budget import Budget
+from vllm_hashattn.evaluation_arms import (
+    Arm,
+    dense_arm,
+    linear_arm,
+    oracle_arm,
+    paper_arm,
+    quest_arm,
+    random_arm,
+    window_arm,
+)
+from vllm_hashattn.hash_file import model_fingerprint
+from vllm_hashattn.long_context import Sample, token_counter
+from vllm_hashattn.long_context_needles import build_needle_context
+from vllm_hashattn.long_context_words import build_common_words, build_frequent_words
+from vllm_hashattn.quality import measure_tasks, measure_texts
+from vllm_hashattn.training_texts import read_documents
+
+RESULTS = Path(__file__).parent / "results"
+DENSITIES = (1 / 16, 1 / 32)
+DENSE_LAYERS = 2
+SINK_TOKENS = RECENT_TOKENS = 32
+SAMPLES = 64
+PREDICTED = 256
+
+
+def main() -> int:
+    """Measure and write ``quality.json``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="the small model, little")
+    parser.add_argument("--tokens", type=int, default=4096, help="context (4096)")
+    parser.add_argument("--texts", type=int, default=4, help="of each kind (4)")
+    parser.add_argument("--contexts", type=int, default=5, help="of tasks (5)")
+    parser.add_argument("--out", type=Path, default=RESULTS / "quality.json")
+    options = parser.parse_args()
+    if options.quick:
+        options.texts = options.contexts = 1
+    models = [demo_model_dir()]
+    if not options.quick:
+        models.append(ensure_long_model())
+    found = [_of_model(model, options) for model in models]
+    settings = {
+        "context_tokens": options.tokens,
+        "predicted_tokens": PREDICTED,
+        "dense_layers": DENSE_LAYERS,
+        "sink_tokens": SINK_TOKENS,
+        "recent_tokens": RECENT_TOKENS,
+        "sample_tokens": SAMPLES,
+    }
+    result = {"environment": describe(), "settings": settings, "models": found}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    print(options.out)
+    return 0
+
+
+def arms_of(model_folder: Path, density: float) -> list[Arm]:
+    """All sparse arms at one density; the hashes are trained if need be."""
+    hashes = hashes_of(model_folder)
+    model = model_fingerprint(model_folder)
+    head_dim = next(iter(hashes.linear.layers.values())).head_dim
+    kv_heads = int(model["num_key_value_heads"])
+    budget = Budget(density, 0, SINK_TOKENS, RECENT_TOKENS)
+    sampled = replace(budget, sample_tokens=min(SAMPLES, budget.tokens(4096) // 4))
+    linear = linear_arm(hashes.linear, budget, DENSE_LAYERS)
+    arms = [
+        oracle_arm(head_dim, budget, DENSE_LAYERS),
+        linear,
+        linear_arm(hashes.linear, budget, DENSE_LAYERS, asymmetric=True),
+        replace(linear, name="linear, sampled rest", budget=sampled),
+        paper_arm(hashes.paper, kv_heads, budget, DENSE_LAYERS),
+        quest_arm(head_dim, budget, DENSE_LAYERS),
+        window_arm(budget, DENSE_LAYERS),
+        random_arm(budget, DENSE_LAYERS),
+    ]
+    return [replace(arm, name=f"{arm.name} 1/{round(1 / density)}") for arm in arms]
+
+
+def _of_model(model_folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    arms = [dense_arm(), *(a for d in DENSITIES for a in arms_of(model_folder, d))]
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16)
+    model.eval()
+    documents = _documents(tokenizer, options)
+    texts = []
+    for kind, token_ids in documents.items():
+        for each in measure_texts(model, token_ids, PREDICTED, arms, _say):
+            texts.append({"kind": kind, **asdict(each)})
+    tasks = []
+    for each in measure_tasks(model, tokenizer, _samples(tokenizer, options), arms, _say):
+        row = asdict(each)
+        tasks.append({**row, "score": {**row["score"], "kind": each.score.kind.value}})
+    return {"model": model_folder.name, "texts": texts, "tasks": tasks}
+
+
+def _documents(tokenizer: Any, options: argparse.Namespace) -> dict[str, list[Tensor]]:  # noqa: ANN401
+    length = options.tokens + PREDICTED
+    kinds = {"essays": essays(MEASURED_ESSAYS), "code": modules(MEASURED_MODULES)}
+    return {
+        kind: list(read_documents(files, tokenizer, length, options.texts, 0).training)
+        for kind, files in kinds.items()
+    }
+
+
+def _samples(tokenizer: Any, options: argparse.Namespace) -> list[Sample]:  # noqa: ANN401
+    count, tokens = token_counter(tokenizer), options.tokens
+    found = []
+    for seed in range(options.contexts):
+        found.append(build_needle_context(tokens, count, None, seed))
+        found.append(build_common_words(tokens, count, seed))
+        found.append(build_frequent_words(tokens, count, seed))
+    return found
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.exit(run_command("bench_quality", main, (OSError, ValueError, SetupError)))

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
+"""Hashes for the quality benchmark: linear and the paper's, trained on the same text.
+
+Essays and Python's own sources; the files that quality is measured on are others. What
+was trained is kept in the cache directory, because it takes long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from benchmarks.hashattn.long_model import ensure_long_model
+from scripts.model_cache import cache_dir, demo_model_dir
+from vllm_hashattn.capture import capture
+from vllm_hashattn.hash_file import HashFile, load, model_fingerprint
+from vllm_hashattn.paper_file import PaperFile, PaperNetworks, load_paper
+from vllm_hashattn.scorer_linear import LinearHash
+from vllm_hashattn.training import Captured, TrainingSettings, train_layer
+from vllm_hashattn.training_paper import PAPER_SETTINGS, train_paper_layer
+from vllm_hashattn.training_texts import read_documents
+
+TOKENS = 4096
+DOCUMENTS = 6
+STEPS = 200
+_QUERIES = 256
+_TRAINED_MODULES = ("argparse", "inspect", "subprocess", "pickle", "zipfile")
+MEASURED_MODULES = ("tarfile", "typing", "datetime", "doctest")
+_TRAINED_ESSAYS = slice(0, 10)
+MEASURED_ESSAYS = slice(10, 20)
+
+
+@dataclass(frozen=True)
+class Hashes:
+    """Of one model.
+
+    Attributes:
+        linear: 128 bits for each KV head.
+        paper: 32 bits for each query head.
+    """
+
+    linear: HashFile
+    paper: PaperFile
+
+
+def essays(which: slice) -> list[Path]:
+    """Return some of the essays, longer ones, in a fixed order.
+
+    Raises:
+        ValueError: They are not on this machine.
+    """
+    folder = Path(os.environ.get("SUITE_DATA_DIR", "../shared/data")) / "essays"
+    found = [path for path in folder.glob("*.txt") if path.stat().st_size > 12_000]
+    if len(found) < MEASURED_ESSAYS.stop:
+        raise ValueError(
+            f"{folder} holds {len(found)} long essays; {MEASURED_ESSAYS.stop} are "
+            "needed. Set SUITE_DATA_DIR to the folder of the benchmarks' data."
+        )
+    return sorted(found, key=lambda path: (path.stat().st_size, path.name))[which]
+
+
+def modules(names: tuple[str, ...]) -> list[Path]:
+    """Return sources of Python's library."""
+    return [Path(os.__file__).parent / f"{name}.py" for name in names]
+
+
+def hashes_of(model_folder: Path) -> Hashes:
+    """Return trained hashes; trains them at the first call."""
+    folder = cache_dir() / "hashattn" / f"{model_folder.name}-{TOKENS}-{STEPS}"
+    if not (folder / "paper.safetensors").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        _train(model_folder, folder)
+    return Hashes(
+        load(folder / "linear.safetensors"), load_paper(folder / "paper.safetensors")
+    )
+
+
+def _train(model_folder: Path, folder: Path) -> None:
+    captured = _captured(model_folder)
+    fingerprint = model_fingerprint(model_folder)
+    linear: dict[int, LinearHash] = {}
+    paper: dict[int, PaperNetworks] = {}
+    settings = TrainingSettings(steps=STEPS)
+    for layer in sorted(captured[0]):
+        documents = [each[layer] for each in captured]
+        started_s = time.perf_counter()
+        for _, maps in train_layer(documents, settings):
+            linear[layer] = maps
+        spent_s = time.perf_counter() - started_s
+        of_paper = replace(PAPER_SETTINGS, steps=STEPS)
+        for _, keys, queries in train_paper_layer(documents, of_paper):
+            networks = keys, queries
+        paper[layer] = PaperNetworks(*networks)
+        _say(
+            f"{model_folder.name}, layer {layer}: linear {spent_s:.0f} s, paper "
+            f"{time.perf_counter() - started_s - spent_s:.0f} s"
+        )
+    HashFile(linear, fingerprint, asdict(settings)).save(folder / "linear.safetensors")
+    # Last: it says that both are there.
+    PaperFile(paper, fingerprint, {}).save(folder / "paper.safetensors")
+
+
+def _captured(model_folder: Path) -> list[dict[int, Captured]]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    texts = essays(_TRAINED_ESSAYS)
+    code = modules(_TRAINED_MODULES)
+    half = DOCUMENTS // 2
+    documents = [
+        *read_documents(texts, tokenizer, TOKENS, half, 0).training,
+        *read_documents(code, tokenizer, TOKENS, half, 0).training,
+    ]
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16)
+    found = []
+    for number, token_ids in enumerate(documents):
+        found.append(capture(model.eval(), token_ids, _QUERIES, seed=number))
+        _say(f"{model_folder.name}: document {number + 1} of {len(documents)}")
+    return found
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    for each in (ensure_long_model(), demo_model_dir()):
+        hashes_of(each)

@@ -20,9 +20,11 @@ class Scorer(ABC):
 
     Attributes:
         bits: Size of a token's description for one KV head, in bits.
+        page_tokens: Consecutive tokens that are described together, as one page.
     """
 
     bits: int
+    page_tokens: int = 1
 
     @abstractmethod
     def describe(self, keys: Tensor) -> Tensor:
@@ -35,16 +37,25 @@ class Scorer(ABC):
             [tokens, kv heads, ...].
         """
 
+    def unpack(self, described: Tensor) -> Tensor:
+        """Return descriptions as they are quickest to score, where room matters less.
+
+        Args:
+            described: What :meth:`describe` returned.
+        """
+        return described
+
     @abstractmethod
     def score(self, query: Tensor, described: Tensor) -> Tensor:
         """Score every token for every query head.
 
         Args:
-            query: Of one decode step, [query heads, head_dim].
-            described: What :meth:`describe` returned.
+            query: Of one decode step, or of many, [..., query heads, head_dim].
+            described: What :meth:`describe` or :meth:`unpack` returned; the same for
+                all of them.
 
         Returns:
-            Larger is more important, float32 [query heads, tokens].
+            Larger is more important, float32 [..., query heads, tokens].
         """
 
 
@@ -55,13 +66,34 @@ def of_group(scores: Tensor, kv_heads: int) -> Tensor:
     united, read three to five times as much for little gain.
 
     Args:
-        scores: [query heads, tokens].
+        scores: [..., query heads, tokens].
         kv_heads: KV heads.
 
     Returns:
-        [kv heads, tokens].
+        [..., kv heads, tokens].
     """
-    return torch.unflatten(scores, 0, (kv_heads, -1)).sum(dim=1)
+    return torch.unflatten(scores, -2, (kv_heads, -1)).sum(dim=-2)
+
+
+def by_group(vectors: Tensor, matrices: Tensor) -> Tensor:
+    """Multiply vectors of query heads by the matrix of the KV head they share.
+
+    The vectors of all leading dimensions go into one product for each KV head, because
+    a broadcast would copy the matrices for each of them.
+
+    Args:
+        vectors: [..., query heads, inputs].
+        matrices: [kv heads, inputs, outputs].
+
+    Returns:
+        [..., query heads, outputs].
+    """
+    kv_heads, _, outputs = matrices.shape
+    *leading, heads, inputs = vectors.shape
+    rows = vectors.reshape(-1, kv_heads, heads // kv_heads, inputs).transpose(0, 1)
+    found = rows.reshape(kv_heads, -1, inputs) @ matrices
+    found = torch.unflatten(found, 1, (-1, heads // kv_heads)).transpose(0, 1)
+    return found.reshape(*leading, heads, outputs)
 
 
 class OracleScorer(Scorer):
@@ -76,9 +108,8 @@ class OracleScorer(Scorer):
         return keys
 
     def score(self, query: Tensor, described: Tensor) -> Tensor:
-        """Dot products, float32 [query heads, tokens]."""
-        grouped = torch.unflatten(query.float(), 0, (described.shape[1], -1))
-        return (grouped @ described.float().permute(1, 2, 0)).flatten(0, 1)
+        """Dot products, float32 [..., query heads, tokens]."""
+        return by_group(query.float(), described.float().permute(1, 2, 0))
 
 
 class WindowScorer(Scorer):
@@ -91,8 +122,8 @@ class WindowScorer(Scorer):
         return keys[..., :0]
 
     def score(self, query: Tensor, described: Tensor) -> Tensor:
-        """Zeros, float32 [query heads, tokens]."""
-        return torch.zeros(query.shape[0], described.shape[0], device=query.device)
+        """Zeros, float32 [..., query heads, tokens]."""
+        return torch.zeros(*query.shape[:-1], len(described), device=query.device)
 
 
 class RandomScorer(WindowScorer):
@@ -103,6 +134,6 @@ class RandomScorer(WindowScorer):
         self._random = torch.Generator().manual_seed(seed)
 
     def score(self, query: Tensor, described: Tensor) -> Tensor:
-        """Uniform numbers, float32 [query heads, tokens]."""
-        size = query.shape[0], described.shape[0]
+        """Uniform numbers, float32 [..., query heads, tokens]."""
+        size = *query.shape[:-1], len(described)
         return torch.rand(size, generator=self._random).to(query.device)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .codes import agreement, pack_signs, unpack_signs
-from .scorer import Scorer
+from .codes import pack_signs, unpack_signs
+from .scorer import Scorer, by_group
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,16 @@ class LinearHash:
                 "heads a multiple of the KV heads."
             )
 
+    @property
+    def heads(self) -> int:
+        """Query heads."""
+        return self.query_map.shape[0]
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a key."""
+        return self.key_map.shape[1]
+
 
 class LinearScorer(Scorer):
     """Compares signs of linear maps.
@@ -80,17 +90,18 @@ class LinearScorer(Scorer):
         projected = torch.einsum("thd,hdb->thb", keys.float(), maps.key_map)
         return pack_signs(projected + maps.key_bias)
 
+    def unpack(self, described: Tensor) -> Tensor:
+        """Return the signs of bits, float32 [tokens, kv heads, bits]."""
+        return unpack_signs(described)
+
     def score(self, query: Tensor, described: Tensor) -> Tensor:
         """Agreement of codes, or of the projection with the signs of the key."""
         maps = self._maps
-        projected = torch.einsum("hd,hdb->hb", query.float(), maps.query_map)
+        projected = torch.einsum("...hd,hdb->...hb", query.float(), maps.query_map)
         projected = projected + maps.query_bias
-        codes = described.transpose(0, 1)  # [kv heads, tokens, bytes]
-        groups = torch.unflatten(projected, 0, (codes.shape[0], -1))
-        if self._asymmetric:
-            return (groups @ unpack_signs(codes).mT).flatten(0, 1)
-        return (
-            agreement(pack_signs(groups).unsqueeze(2), codes.unsqueeze(1))
-            .float()
-            .flatten(0, 1)
-        )
+        if not self._asymmetric:
+            # Agreement is the product of signs, and exact: whole numbers, all small.
+            projected = torch.where(projected >= 0, 1.0, -1.0)
+        packed = described.dtype == torch.uint8
+        signs = self.unpack(described) if packed else described
+        return by_group(projected, signs.permute(1, 2, 0))

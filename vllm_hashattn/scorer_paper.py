@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from .codes import agreement, pack_signs
+from .codes import pack_signs, unpack_signs
 from .scorer import Scorer
 
 
@@ -93,8 +93,19 @@ class PaperScorer(Scorer):
         by_group = torch.unflatten(codes, 0, (-1, self._group)).permute(2, 0, 1, 3)
         return by_group.flatten(2)
 
+    def unpack(self, described: Tensor) -> Tensor:
+        """Return the signs of bits, float32 [tokens, kv heads, group * bits]."""
+        return unpack_signs(described)
+
     def score(self, query: Tensor, described: Tensor) -> Tensor:
-        """Agreement of the head's codes, float32 [query heads, tokens]."""
-        asked = pack_signs(self._queries(query.float().unsqueeze(1)))
-        stored = torch.unflatten(described, 2, (self._group, -1)).permute(1, 2, 0, 3)
-        return agreement(asked, stored.flatten(0, 1)).float()
+        """Agreement of the head's codes, float32 [..., query heads, tokens]."""
+        rows = query.float().reshape(-1, *query.shape[-2:]).transpose(0, 1)
+        projected = self._queries(rows)  # [query heads, n, bits]
+        asked = torch.where(projected >= 0, 1.0, -1.0)
+        packed = described.dtype == torch.uint8
+        signs = self.unpack(described) if packed else described
+        # [tokens, kv heads, group * bits] to [query heads, bits, tokens]
+        stored = torch.unflatten(signs, 2, (self._group, -1)).permute(1, 2, 3, 0)
+        # The product of signs is the agreement of codes, exactly.
+        found = asked @ stored.flatten(0, 1)
+        return found.transpose(0, 1).reshape(*query.shape[:-1], -1)

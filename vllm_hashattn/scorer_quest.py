@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .scorer import Scorer
+from .scorer import Scorer, by_group
 
 PAGE_TOKENS = 16
 
@@ -25,7 +25,7 @@ class QuestScorer(Scorer):
     """
 
     def __init__(self, head_dim: int, page_tokens: int = PAGE_TOKENS) -> None:
-        self._page = page_tokens
+        self.page_tokens = page_tokens
         self.bits = 2 * 16 * head_dim // page_tokens
 
     def describe(self, keys: Tensor) -> Tensor:
@@ -35,16 +35,15 @@ class QuestScorer(Scorer):
         by the keys that are there.
         """
         tokens = keys.shape[0]
-        missing = -tokens % self._page
+        missing = -tokens % self.page_tokens
         # The last key again changes no bound.
         padded = torch.cat([keys, keys[-1:].expand(missing, -1, -1)])
-        pages = torch.unflatten(padded, 0, (-1, self._page))
+        pages = torch.unflatten(padded, 0, (-1, self.page_tokens))
         bounds = torch.stack([pages.amin(dim=1), pages.amax(dim=1)], dim=2)
-        return bounds.repeat_interleave(self._page, dim=0)[:tokens]
+        return bounds.repeat_interleave(self.page_tokens, dim=0)[:tokens]
 
     def score(self, query: Tensor, described: Tensor) -> Tensor:
         """Largest dot product that a key of the page may have."""
         low, high = torch.unbind(described.float().permute(2, 1, 3, 0))
-        grouped = torch.unflatten(query.float(), 0, (low.shape[0], -1))
-        above, below = grouped.clamp(min=0.0), grouped.clamp(max=0.0)
-        return (above @ high + below @ low).flatten(0, 1)
+        above, below = query.float().clamp(min=0.0), query.float().clamp(max=0.0)
+        return by_group(above, high) + by_group(below, low)

@@ -45,6 +45,7 @@ from vllm_hashattn.evaluation_arms import (
 )
 from vllm_hashattn.hash_file import model_fingerprint
 from vllm_hashattn.long_context import Sample, token_counter
+from vllm_hashattn.long_context_score import summarise
 from vllm_hashattn.long_context_needles import build_needle_context
 from vllm_hashattn.long_context_words import build_common_words, build_frequent_words
 from vllm_hashattn.quality import measure_tasks, measure_texts
@@ -102,11 +103,12 @@ def arms_of(model_folder: Path, density: float) -> list[Arm]:
         linear,
         linear_arm(hashes.linear, budget, DENSE_LAYERS, asymmetric=True),
         replace(linear, name="linear, sampled rest", budget=sampled),
-        paper_arm(hashes.paper, kv_heads, budget, DENSE_LAYERS),
         quest_arm(head_dim, budget, DENSE_LAYERS),
         window_arm(budget, DENSE_LAYERS),
         random_arm(budget, DENSE_LAYERS),
     ]
+    if hashes.paper is not None:
+        arms.append(paper_arm(hashes.paper, kv_heads, budget, DENSE_LAYERS))
     return [replace(arm, name=f"{arm.name} 1/{round(1 / density)}") for arm in arms]
 
 
@@ -122,10 +124,15 @@ def _of_model(model_folder: Path, options: argparse.Namespace) -> dict[str, Any]
     for kind, token_ids in documents.items():
         for each in measure_texts(model, token_ids, PREDICTED, arms, _say):
             texts.append({"kind": kind, **asdict(each)})
+    samples = _samples(tokenizer, options)
+    answers = list(measure_tasks(model, tokenizer, samples, arms, _say))
     tasks = []
-    for each in measure_tasks(model, tokenizer, _samples(tokenizer, options), arms, _say):
-        row = asdict(each)
-        tasks.append({**row, "score": {**row["score"], "kind": each.score.kind.value}})
+    for arm in arms:
+        mine = [each for each in answers if each.arm == arm.name]
+        share = sum(each.reading.bytes_share for each in mine) / len(mine)
+        for kind, found in summarise(each.score for each in mine).items():
+            row = {"arm": arm.name, "kind": kind.value, "bytes_share": share}
+            tasks.append({**row, **asdict(found)})
     return {"model": model_folder.name, "texts": texts, "tasks": tasks}
 
 

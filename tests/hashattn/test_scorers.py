@@ -11,11 +11,13 @@ from torch import Tensor
 
 from vllm_hashattn.attention import attention_weights
 from vllm_hashattn.budget import Budget
+from vllm_hashattn.codes import agreement, pack_signs
 from vllm_hashattn.scorer import (
     OracleScorer,
     RandomScorer,
     Scorer,
     WindowScorer,
+    by_group,
     of_group,
 )
 from vllm_hashattn.scorer_linear import LinearHash, LinearScorer
@@ -179,9 +181,60 @@ def test_every_scorer_takes_what_models_compute_in(
     assert found.dtype == torch.float32
 
 
+BATCHED = {
+    **SCORERS,
+    "quest": lambda: QuestScorer(DIM, page_tokens=16),
+}
+
+
+@pytest.mark.parametrize("leading", [(1,), (5,), (2, 3)])
+@pytest.mark.parametrize("name", BATCHED)
+def test_queries_of_many_steps_are_scored_as_each_is_alone(
+    name: str, leading: tuple[int, ...], keys: Tensor
+) -> None:
+    scorer: Scorer = BATCHED[name]()
+    queries = normal(*leading, HEADS, DIM, seed=9)
+    described = scorer.describe(keys)
+    found = scorer.score(queries, described)
+    assert found.shape == (*leading, HEADS, TOKENS)
+    alone = [scorer.score(each, described) for each in queries.flatten(0, -3)]
+    expected = torch.stack(alone)
+    torch.testing.assert_close(found.flatten(0, -3), expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(scorer.score(queries, scorer.unpack(described)), found)
+
+
+def test_random_scores_of_many_steps_differ(keys: Tensor) -> None:
+    scorer = RandomScorer()
+    found = scorer.score(normal(4, HEADS, DIM), scorer.describe(keys))
+    assert found.shape == (4, HEADS, TOKENS)
+    assert found.flatten().unique().numel() > 3 * HEADS * TOKENS
+
+
+def test_codes_agree_as_their_bits_do(query: Tensor, keys: Tensor) -> None:
+    maps = linear()
+    described = LinearScorer(maps).describe(keys)
+    projected = torch.einsum("hd,hdb->hb", query, maps.query_map) + maps.query_bias
+    codes = pack_signs(projected).unsqueeze(1)
+    stored = described.transpose(0, 1).repeat_interleave(GROUP, dim=0)
+    found = LinearScorer(maps).score(query, described)
+    assert torch.equal(found, agreement(codes, stored).float())
+
+
 def test_scores_of_a_group_are_summed() -> None:
     scores = torch.arange(12.0).reshape(4, 3)
     assert of_group(scores, 2).tolist() == [[3.0, 5.0, 7.0], [15.0, 17.0, 19.0]]
+    many = torch.stack([scores, -scores])
+    assert torch.equal(of_group(many, 2)[1], -of_group(scores, 2))
+
+
+@pytest.mark.parametrize("leading", [(), (4,), (2, 3)])
+def test_query_heads_are_multiplied_by_the_matrix_of_their_group(
+    leading: tuple[int, ...],
+) -> None:
+    vectors, matrices = normal(*leading, HEADS, 5), normal(KV_HEADS, 5, 7, seed=1)
+    by_head = matrices.repeat_interleave(GROUP, dim=0)
+    expected = torch.einsum("...hi,hio->...ho", vectors, by_head)
+    torch.testing.assert_close(by_group(vectors, matrices), expected)
 
 
 def test_maps_that_do_not_fit_are_refused() -> None:

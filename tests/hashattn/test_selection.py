@@ -2,13 +2,15 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
 """Which tokens are read: as many as budgeted, the right ones, in order."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_hashattn.budget import Budget
-from vllm_hashattn.selection import pivotal_tokens
+from vllm_hashattn.selection import causal_choice, pivotal_tokens
 
 BUDGETS = st.builds(
     Budget,
@@ -40,6 +42,50 @@ def test_choice_is_the_one_made_by_hand(budget: Budget, scores: list[int]) -> No
     found = pivotal_tokens(both, budget)
     assert found.tolist() == [by_hand(row, budget) for row in both.tolist()]
     assert found.shape[1] == budget.tokens(len(scores))
+
+
+@settings(max_examples=50, deadline=None)
+@given(BUDGETS, st.integers(1, 60), st.integers(0, 1000))
+def test_many_steps_choose_as_each_does_alone(
+    budget: Budget, tokens: int, seed: int
+) -> None:
+    random = torch.Generator().manual_seed(seed)
+    scores = torch.randint(-3, 4, (2, 3, 4, tokens), generator=random).float()
+    found = pivotal_tokens(scores, budget)
+    for i in range(2):
+        for j in range(3):
+            assert torch.equal(found[i, j], pivotal_tokens(scores[i, j], budget))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    BUDGETS,
+    st.integers(0, 9),
+    st.lists(st.integers(1, 80), min_size=1, max_size=5),
+    st.integers(0, 3),
+    st.sampled_from([1, 3, 1000]),
+    st.integers(0, 2**20),
+)
+def test_causal_choice_is_that_of_each_row_on_what_it_sees(
+    budget: Budget,
+    samples: int,
+    lengths: list[int],
+    behind: int,
+    levels: int,
+    seed: int,
+) -> None:
+    budget = replace(budget, sample_tokens=samples)
+    random = torch.Generator().manual_seed(seed)
+    size = len(lengths), 2, max(lengths) + behind
+    scores = torch.randint(-levels, levels + 1, size, generator=random).float()
+    # A score may be minus infinity: then it is the last that is taken, no more.
+    scores[scores == -levels] = -torch.inf
+    found = causal_choice(scores, torch.tensor(lengths), budget)
+    for row, length in enumerate(lengths):
+        expected = torch.zeros(size[1:], dtype=torch.bool)
+        chosen = pivotal_tokens(scores[row, :, :length], budget)
+        assert chosen.shape[1] == budget.chosen(length)
+        assert torch.equal(found[row], expected.scatter_(1, chosen, value=True))
 
 
 @settings(max_examples=100, deadline=None)

@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
+"""Sparse decode attention on a real model, against the model and plain loops."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from vllm_hashattn.attention import attend_biased
+from vllm_hashattn.budget import Budget
+from vllm_hashattn.evaluation import Evaluation
+from vllm_hashattn.evaluation_answers import Stop
+from vllm_hashattn.evaluation_arms import (
+    Arm,
+    ReadCount,
+    dense_arm,
+    linear_arm,
+    oracle_arm,
+    paper_arm,
+    quest_arm,
+    random_arm,
+    window_arm,
+)
+from vllm_hashattn.evaluation_attention import Context, attention_by, read_context
+from vllm_hashattn.evaluation_branches import LayerBranches, Rows
+from vllm_hashattn.evaluation_choice import residual_bias_rows
+from vllm_hashattn.hash_file import HashFile
+from vllm_hashattn.paper_file import PaperFile, PaperNetworks
+from vllm_hashattn.residual import residual_bias
+from vllm_hashattn.scorer import OracleScorer, Scorer, of_group
+from vllm_hashattn.scorer_linear import LinearHash
+from vllm_hashattn.scorer_paper import HeadNetworks
+from vllm_hashattn.scorer_quest import QuestScorer
+from vllm_hashattn.selection import pivotal_tokens
+
+LAYERS, HEADS, KV_HEADS, DIM = 30, 9, 3, 64
+# A multiple of Quest's page, so that pages are those of one long sequence.
+CONTEXT_TOKENS, TEXT_TOKENS = 304, 24
+# Few of the newest tokens, so that those after the context have to be chosen as well.
+SPARSE = Budget(0.1, min_tokens=0, sink_tokens=4, recent_tokens=3)
+PAGED = replace(SPARSE, recent_tokens=16)
+SAMPLED = replace(SPARSE, sample_tokens=9)
+NEVER = Stop(5, frozenset(), lambda _: "", text="")
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def linear_file() -> HashFile:
+    """Random hyperplanes, the same for keys and queries."""
+    layers = {}
+    for layer in range(LAYERS):
+        planes = normal(KV_HEADS, DIM, 64, seed=layer)
+        layers[layer] = LinearHash(
+            planes,
+            torch.zeros(KV_HEADS, 64),
+            planes.repeat_interleave(HEADS // KV_HEADS, dim=0),
+            torch.zeros(HEADS, 64),
+        )
+    return HashFile(layers, {}, {})
+
+
+def paper_file() -> PaperFile:
+    sizes = (DIM, 16, 16, 32)
+    layers = {}
+    for layer in range(LAYERS):
+        steps = list(itertools.pairwise(sizes))
+        networks = HeadNetworks(
+            [normal(HEADS, i, o, seed=layer + o) / i**0.5 for i, o in steps],
+            [torch.zeros(HEADS, o) for _, o in steps],
+        )
+        layers[layer] = PaperNetworks(networks, networks)
+    return PaperFile(layers, {}, {})
+
+
+ARMS: dict[str, Callable[[], Arm]] = {
+    "oracle": lambda: oracle_arm(DIM, SPARSE),
+    "oracle sampled": lambda: oracle_arm(DIM, SAMPLED, dense_layers=3),
+    "window": lambda: window_arm(SPARSE),
+    "quest": lambda: quest_arm(DIM, PAGED),
+    "linear": lambda: linear_arm(linear_file(), SPARSE, dense_layers=2),
+    "asymmetric": lambda: linear_arm(linear_file(), SPARSE, asymmetric=True),
+    "paper": lambda: paper_arm(paper_file(), KV_HEADS, SPARSE),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model in float32, a text, its beginning read once, and what the model says."""
+
+    model: Any
+    tokenizer: Any
+    ids: Tensor
+    context: Context
+    dense_nll: Tensor
+
+    @property
+    def rest(self) -> Tensor:
+        return self.ids[CONTEXT_TOKENS:]
+
+    def arm(self, arm: Arm) -> Evaluation:
+        return Evaluation(self.model, self.context, arm)
+
+
+@pytest.fixture(scope="module")
+def case(model_path: str, repository_root: Path) -> Case:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    text = (repository_root / "vllm_hashattn" / "README.md").read_text("utf-8")
+    ids = torch.tensor(tokenizer(text).input_ids[: CONTEXT_TOKENS + TEXT_TOKENS])
+    assert len(ids) == CONTEXT_TOKENS + TEXT_TOKENS
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+    assert model.config.num_hidden_layers == LAYERS
+    with torch.inference_mode():
+        logits = model(ids.unsqueeze(0)).logits[0, CONTEXT_TOKENS - 1 : -1]
+    chances = logits.log_softmax(dim=-1)
+    dense_nll = -chances.gather(1, ids[CONTEXT_TOKENS:].unsqueeze(1))[:, 0]
+    context = read_context(model, ids[:CONTEXT_TOKENS])
+    return Case(model, tokenizer, ids, context, dense_nll)
+
+
+def test_dense_arm_gives_the_models_own_probabilities(case: Case) -> None:
+    before = case.model.config._attn_implementation
+    evaluation = case.arm(dense_arm())
+    found = evaluation.nll(case.rest)
+    torch.testing.assert_close(found, case.dense_nll, rtol=1e-3, atol=1e-3)
+    reading = evaluation.reading()
+    assert reading.bytes_share == 1.0
+    # The last token is only predicted.
+    assert reading.read_tokens == CONTEXT_TOKENS + TEXT_TOKENS / 2
+    assert case.model.config._attn_implementation == before
+
+
+class Steps:
+    """Decode steps one after the other, written as plainly as they can be."""
+
+    def __init__(self, context: Context, arm: Arm) -> None:
+        self.arm = arm
+        pairs = zip(context.keys, context.values, strict=True)
+        self.cached = [[each.transpose(0, 1) for each in pair] for pair in pairs]
+        self.scorers = [arm.scorer(layer) for layer in range(LAYERS)]
+        self.read: list[int] = []
+
+    def __call__(
+        self,
+        module: torch.nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *_: object,
+        scaling: float,
+        **__: object,
+    ) -> tuple[Tensor, None]:
+        layer = int(module.layer_idx)
+        for side, new in enumerate((key, value)):
+            token = new[0].transpose(0, 1)
+            self.cached[layer][side] = torch.cat([self.cached[layer][side], token])
+        keys, values = self.cached[layer]
+        asked = query[0, :, 0]
+        bias = torch.zeros(KV_HEADS, len(keys))
+        if layer >= self.arm.dense_layers:
+            scorer = self.scorers[layer]
+            scores = of_group(scorer.score(asked, scorer.describe(keys)), KV_HEADS)
+            chosen = torch.zeros(scores.shape, dtype=torch.bool)
+            chosen.scatter_(1, pivotal_tokens(scores, self.arm.budget), value=True)
+            bias = residual_bias(chosen, self.arm.budget.sample_tokens)
+            self.read.append(int((bias > -torch.inf).sum()))
+        return attend_biased(asked, keys, values, scaling, bias)[None, None], None
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_one_sparse_pass_is_one_decode_step_after_another(
+    name: str, case: Case
+) -> None:
+    arm = ARMS[name]()
+    steps = Steps(case.context, arm)
+    expected = []
+    with attention_by(case.model, steps):
+        for i in range(TEXT_TOKENS - 1):
+            logits = case.model(
+                case.rest[i].view(1, 1),
+                position_ids=torch.tensor([[CONTEXT_TOKENS + i]]),
+                use_cache=False,
+            ).logits[0, 0]
+            expected.append(-logits.log_softmax(dim=-1)[case.rest[i + 1]])
+    evaluation = case.arm(arm)
+    found = evaluation.nll(case.rest)
+    torch.testing.assert_close(found[1:], torch.stack(expected), rtol=0, atol=5e-3)
+    read = sum(steps.read) / (len(steps.read) * KV_HEADS)
+    assert evaluation.reading().read_tokens == pytest.approx(read)
+    # And it is no dense attention.
+    assert found[0] == pytest.approx(float(case.dense_nll[0]), abs=1e-3)
+    assert (found - case.dense_nll).abs().max() > 0.01
+    assert evaluation.reading().read_tokens < 0.2 * evaluation.reading().seen_tokens
+    # The oracle reads all keys besides.
+    limit = 0.75 if "oracle" in name else 0.5
+    assert evaluation.reading().bytes_share < limit
+
+
+@pytest.mark.parametrize("name", ["quest", "asymmetric"])
+def test_tokens_per_pass_do_not_change_what_is_found(name: str, case: Case) -> None:
+    whole, parts = case.arm(ARMS[name]()), case.arm(ARMS[name]())
+    found = parts.nll(case.rest, tokens_per_pass=6)
+    torch.testing.assert_close(found, whole.nll(case.rest), rtol=0, atol=5e-3)
+    assert parts.reading() == whole.reading()
+
+
+def test_the_oracle_loses_less_than_chance(case: Case) -> None:
+    dense = case.dense_nll
+    lost = {
+        arm.name: float((case.arm(arm).nll(case.rest) - dense).abs().mean())
+        for arm in (oracle_arm(DIM, SPARSE), random_arm(SPARSE))
+    }
+    assert lost["oracle"] < 0.5 * lost["random"]
+
+
+QUESTIONS = [
+    "\n\nIn short,",
+    "\n\nQuestion: what is read at a decode step?\nAnswer:",
+    "\n\n## Limits\n\nIt",
+]
+
+
+def questions(case: Case) -> list[list[int]]:
+    return [case.tokenizer(text).input_ids for text in QUESTIONS]
+
+
+def test_answers_side_by_side_are_those_of_single_generations(case: Case) -> None:
+    answers = case.arm(dense_arm()).answers(questions(case), NEVER)
+    for question, answer in zip(questions(case), answers, strict=True):
+        prompt = torch.cat([case.ids[:CONTEXT_TOKENS], torch.tensor(question)])
+        generated = case.model.generate(
+            prompt.unsqueeze(0),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+            max_new_tokens=5,
+            min_new_tokens=5,
+            do_sample=False,
+        )
+        assert list(answer.token_ids) == generated[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("name", ["oracle sampled", "quest"])
+def test_sparse_answers_do_not_depend_on_their_neighbours(
+    name: str, case: Case
+) -> None:
+    arm = ARMS[name]()
+    together = case.arm(arm)
+    found = together.answers(questions(case), NEVER)
+    alone = [case.arm(arm).answers([each], NEVER)[0] for each in questions(case)]
+    assert found == alone
+    assert together.reading().read_tokens < 0.2 * together.reading().seen_tokens
+
+
+def test_sparse_answers_differ_from_dense_ones(case: Case) -> None:
+    dense, window = (
+        case.arm(arm).answers(questions(case), NEVER)
+        for arm in (dense_arm(), window_arm(SPARSE))
+    )
+    # The first token follows from the question, which is read densely.
+    assert [a.token_ids[0] for a in dense] == [a.token_ids[0] for a in window]
+    assert dense != window
+
+
+def test_an_answer_ends_at_a_line_an_end_token_or_the_limit() -> None:
+    words = {0: "", 1: " one", 2: "\n", 3: " two"}
+    stop = Stop(4, frozenset({0}), lambda ids: "".join(words[i] for i in ids))
+    assert stop.answer([1]) == ("one", False)
+    assert stop.answer([2]) == ("", False)
+    assert stop.answer([2, 1, 2]) == ("one", True)
+    assert stop.answer([1, 3, 0]) == ("one two", True)
+    assert stop.answer([1, 3, 1, 1]) == ("one two one one", True)
+
+
+def test_finished_answers_leave_the_others_as_they_are(case: Case) -> None:
+    whole = case.arm(dense_arm()).answers(questions(case), NEVER)
+    end = whole[1].token_ids[3]
+    found = case.arm(dense_arm()).answers(
+        questions(case), replace(NEVER, end_ids=frozenset({end}))
+    )
+    assert len(found[1].token_ids) <= 4
+    for short, long in zip(found, whole, strict=True):
+        kept = list(itertools.takewhile(lambda token: token != end, long.token_ids))
+        assert list(short.token_ids) == list(long.token_ids[: len(kept) + 1])
+
+
+@pytest.mark.parametrize("scorer", [QuestScorer(DIM), OracleScorer(DIM)])
+def test_branches_are_described_apart(scorer: Scorer) -> None:
+    keys = normal(KV_HEADS, 3 * 20, DIM, seed=1)  # 3 branches of 20 tokens
+    branches = LayerBranches(3, 20, keys, scorer)
+    places = torch.arange(60)
+    for part in (places[:25], places[25:]):  # written in two passes
+        rows = Rows(part // 20, part % 20)
+        branches.write(rows, keys[:, part], -keys[:, part])
+    found_keys, found_values, described = branches.first(18)
+    assert described is not None
+    for branch in range(3):
+        mine = slice(18 * branch, 18 * branch + 18)
+        own = keys[:, 20 * branch : 20 * branch + 18]
+        assert torch.equal(found_keys[:, mine], own)
+        assert torch.equal(found_values[:, mine], -own)
+        # Of a page that is not full nothing is asked.
+        expected = scorer.describe(own.transpose(0, 1))[:16]
+        assert torch.equal(described[mine][:16], expected)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_samples_of_many_rows_are_those_of_each(data: st.DataObject) -> None:
+    lengths = data.draw(st.lists(st.integers(1, 60), min_size=1, max_size=4))
+    samples = data.draw(st.integers(0, 12))
+    heads, tokens = 2, max(lengths) + data.draw(st.integers(0, 3))
+    chosen = torch.zeros(len(lengths), heads, tokens, dtype=torch.bool)
+    random = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+    for row, length in enumerate(lengths):
+        count = data.draw(st.integers(1, length))
+        for head in range(heads):
+            picked = torch.randperm(length, generator=random)[:count]
+            chosen[row, head, picked] = True
+    found = residual_bias_rows(chosen, torch.tensor(lengths), samples)
+    for row, length in enumerate(lengths):
+        expected = residual_bias(chosen[row, :, :length], samples)
+        torch.testing.assert_close(found[row, :, :length], expected)
+        assert (found[row, :, length:] == -torch.inf).all()
+
+
+def test_descriptions_and_dense_layers_count_as_bytes() -> None:
+    count = ReadCount(head_dim=64)
+    lengths = torch.tensor([10, 4])
+    bias = torch.zeros(2, 1, 10)
+    bias[0, :, 5:] = -torch.inf
+    bias[1, :, 4:] = -torch.inf  # reads all that it sees, and needs no description
+    count.sparse(lengths, bias, 2, bits=128)
+    reading = count.reading()
+    assert (reading.read_tokens, reading.seen_tokens) == (4.5, 7.0)
+    assert reading.bytes_share == pytest.approx((9 + 10 * 128 / 2048) / 14)
+    count.dense(lengths, 2)
+    both = count.reading()
+    assert both.read_tokens == 4.5
+    assert both.bytes_share == pytest.approx((reading.bytes_share + 1) / 2)
+
+
+def test_what_cannot_be_evaluated_is_refused(case: Case) -> None:
+    with pytest.raises(ValueError, match="context of 0 tokens"):
+        read_context(case.model, case.ids[:0])
+    evaluation = case.arm(dense_arm())
+    with pytest.raises(ValueError, match="text of 0 tokens"):
+        evaluation.nll(case.ids[:0])
+    with pytest.raises(ValueError, match="question 1 has 0 tokens"):
+        evaluation.answers([[1], []], NEVER)
+    with pytest.raises(ValueError, match="answers of 0 tokens"):
+        replace(NEVER, limit_tokens=0)
+    with pytest.raises(ValueError, match="-1 dense layers"):
+        window_arm(SPARSE, dense_layers=-1)
+    with pytest.raises(ValueError, match="recent_tokens must be at least 16"):
+        quest_arm(DIM, replace(SPARSE, recent_tokens=15))
+    few = HashFile({0: linear_file().layers[0]}, {}, {})
+    with pytest.raises(ValueError, match="layer 1 was asked for"):
+        case.arm(linear_arm(few, SPARSE))
+    assert evaluation.answers([], NEVER) == []

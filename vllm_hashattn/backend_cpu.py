@@ -95,14 +95,15 @@ class HashAttnMetadataBuilder(CPUAttentionMetadataBuilder):
         super().__init__(*args, **kwargs)
         self._serving = serving()
         self._metrics: StepMetrics | None = None
-        if type(self.kv_cache_spec) is FullAttentionSpec:
-            self._metrics = self._make_metrics()
+        spec = self.kv_cache_spec
+        if isinstance(spec, FullAttentionSpec) and type(spec) is FullAttentionSpec:
+            self._metrics = self._make_metrics(spec)
 
-    def _make_metrics(self) -> StepMetrics:
+    def _make_metrics(self, spec: FullAttentionSpec) -> StepMetrics:
         config = self.vllm_config
         layers = len(self.layer_names) - self._serving.options.dense_layers
         places = max(layers, 0) * self.num_kv_heads
-        row_bytes = 2 * self.head_dim * self.kv_cache_spec.dtype.itemsize
+        row_bytes = 2 * self.head_dim * spec.dtype.itemsize
         return StepMetrics(
             STEPS,
             str(config.model_config.served_model_name),
@@ -268,7 +269,7 @@ class HashAttnImpl(CPUAttentionBackendImpl):
             self._serving.maps_of(index),
             self.num_heads,
             self.num_kv_heads,
-            get_tensor_model_parallel_rank(),
+            get_tensor_model_parallel_rank,
         )
         self._codes = LayerCodes(maps, self.num_kv_heads)
 

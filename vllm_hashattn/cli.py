@@ -107,10 +107,10 @@ def _train(options: argparse.Namespace) -> int:
 
 def _inspect(options: argparse.Namespace) -> int:
     from .hash_file import HashFile
-    from .layer_codes import code_bytes, hashes
+    from .layer_codes import any_layer, code_bytes, hashes
 
     found = hashes(str(options.file))
-    first = next(iter(found.layers.values()))
+    first = any_layer(found)
     facts = {
         "kind": "linear" if isinstance(found, HashFile) else "paper",
         "layers": len(found.layers),

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
-"""``vllm-hashattn bench`` and ``calibrate``: is it worth it for a model, and from when."""
+"""``vllm-hashattn bench`` and ``calibrate``: whether it is worth it, and from when."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+_COMMANDS = {
+    "bench": "Time dense and sparse decoding of one layer by context length.",
+    "calibrate": "Find the context length from which on sparse decoding is faster, the "
+    "value for --additional-config.hashattn.dense_below.",
+}
+
 
 def add_parser(
     commands: argparse._SubParsersAction[argparse.ArgumentParser],
 ) -> None:
     """Describe both commands."""
-    for name, text in (
-        ("bench", "Time dense and sparse decoding of one layer by context length."),
-        (
-            "calibrate",
-            "Find the context length from which on sparse decoding is faster; that is "
-            "the value for --additional-config.hashattn.dense_below.",
-        ),
-    ):
+    for name, text in _COMMANDS.items():
         parser = commands.add_parser(name, help=text, description=text)
         parser.add_argument("--model", required=True, type=Path, metavar="FOLDER")
         parser.add_argument("--density", type=float, default=0.0625, help="(1/16)")

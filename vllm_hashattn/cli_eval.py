@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
-"""``vllm-hashattn eval``: what a hash costs in quality, on texts and tasks of a user."""
+"""``vllm-hashattn eval``: what a hash costs in quality, on a user's own texts."""
 
 from __future__ import annotations
 
@@ -61,9 +61,7 @@ def run(options: argparse.Namespace) -> int:
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     documents = _documents(options, tokenizer)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16)
-    texts = list(
-        measure_texts(model.eval(), documents, options.predicted, arms, _say)
-    )
+    texts = list(measure_texts(model, documents, options.predicted, arms, _say))
     samples = _samples(options, tokenizer)
     tasks = list(measure_tasks(model, tokenizer, samples, arms, _say))
     rows = [_row(arm.name, texts, tasks) for arm in arms]
@@ -89,7 +87,7 @@ def _arms(options: argparse.Namespace) -> list[Arm]:
         window_arm,
     )
     from .hash_file import HashFile, model_fingerprint
-    from .layer_codes import hashes
+    from .layer_codes import any_layer, hashes
 
     file = hashes(str(options.hash))
     fingerprint = model_fingerprint(options.model)
@@ -101,12 +99,12 @@ def _arms(options: argparse.Namespace) -> list[Arm]:
         options.recent_tokens,
         options.sample_tokens,
     )
-    first, dense = next(iter(file.layers.values())), options.dense_layers
+    dense = options.dense_layers
     if isinstance(file, HashFile):
         own = linear_arm(file, budget, dense)
     else:
         own = paper_arm(file, fingerprint["num_key_value_heads"], budget, dense)
-    oracle = oracle_arm(first.head_dim, budget, dense)
+    oracle = oracle_arm(any_layer(file).head_dim, budget, dense)
     return [dense_arm(), own, oracle, window_arm(budget, dense)]
 
 

@@ -6,9 +6,9 @@
 argument and result through unchanged unless a server asks for the plugin:
 
 * ``EngineArgs.create_engine_config``, to refuse what cannot work before anything loads;
-* ``CpuPlatform.get_attn_backend_cls``, because vLLM ignores ``--attention-backend`` on
-  CPUs. When asked for, the backend of this plugin takes the place of ``CPU_ATTN`` by
-  vLLM's own registry. Remove it when the CPU platform honours ``CUSTOM``.
+* the platform's ``get_attn_backend_cls``, to put the backend into vLLM's own registry:
+  on GPUs as ``CUSTOM``, on CPUs in place of ``CPU_ATTN``, because vLLM ignores
+  ``--attention-backend`` there. Remove the latter when the CPU platform honours it.
 
 Two more are wrapped when a server does ask: ``SamplingParams.verify`` and the runner's
 ``_build_attention_metadata``, for the density that a request may ask for.
@@ -60,6 +60,22 @@ COUPLED_SYMBOLS: dict[str, tuple[str, ...]] = {
     "vllm.v1.kv_cache_interface:FullAttentionSpec": (
         *("block_size", "num_kv_heads", "head_size", "dtype", "state_content_bytes"),
     ),
+    "vllm.v1.attention.backends.triton_attn:TritonAttentionBackend.customize_spec": (
+        "spec",
+    ),
+    "vllm.v1.attention.backends.triton_attn:TritonAttentionImpl.forward": (
+        *("self", "layer", "query", "key", "value", "kv_cache", "attn_metadata"),
+        "output",
+    ),
+    "vllm.v1.attention.backends.triton_attn:TritonAttentionImpl.do_kv_cache_update": (
+        *("self", "layer", "key", "value", "kv_cache", "slot_mapping"),
+    ),
+    "vllm.v1.attention.backends.triton_attn:TritonAttentionMetadataBuilder.build": (
+        *("self", "common_prefix_len", "common_attn_metadata", "fast_build"),
+    ),
+    "vllm.v1.attention.backends.utils:split_decodes_and_prefills": (
+        *("common_attn_metadata", "decode_threshold"),
+    ),
     "vllm.model_executor.models.utils:extract_layer_index": ("layer_name",),
     "vllm.distributed:get_tensor_model_parallel_rank": (),
 }
@@ -68,6 +84,7 @@ _MARK = "_hashattn_wraps"
 # Options of the engine that was configured last in this process.
 _LAST: list[HashAttnConfig | None] = [None]
 _CPU_BACKEND = "vllm_hashattn.backend_cpu.HashAttnBackend"
+_CUDA_BACKEND = "vllm_hashattn.backend_cuda.HashAttnCudaBackend"
 
 
 def options_of(additional_config: object) -> HashAttnConfig | None:
@@ -110,10 +127,10 @@ def check_at_start() -> None:
 
 
 def ask_for_backend() -> None:
-    """Have the CPU platform use this plugin's backend where it is asked for."""
+    """Have the platform use this plugin's backend where it is asked for."""
     from vllm.platforms import current_platform
 
-    if not current_platform.is_cpu():
+    if not (current_platform.is_cpu() or current_platform.is_cuda()):
         return
     platform = type(current_platform)
     choose: Callable[..., str] = platform.get_attn_backend_cls
@@ -125,8 +142,8 @@ def ask_for_backend() -> None:
     def chosen(cls: type, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         config = current_config()
         asked = config and options_of(config.additional_config)
-        _use_backend(asked=bool(asked))
-        if asked:
+        use_backend(asked=bool(asked), on_cpu=current_platform.is_cpu())
+        if asked and current_platform.is_cpu():
             note_densities()
         return original(cls, *args, **kwargs)
 
@@ -146,12 +163,22 @@ def check_densities() -> None:
 
     @wraps(verify)
     def verified(self: SamplingParams, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        if _LAST[0] is not None:
-            density_of(self.extra_args)
+        if _LAST[0] is not None and density_of(self.extra_args) is not None:
+            _check_platform()
         return verify(self, *args, **kwargs)
 
     setattr(verified, _MARK, True)
     SamplingParams.verify = verified  # type: ignore[method-assign]
+
+
+def _check_platform() -> None:
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        raise ValueError(
+            "hashattn: a density for one request was asked for, which only the backend "
+            "for CPUs can do; leave hashattn_density out."
+        )
 
 
 def note_densities() -> None:
@@ -194,13 +221,20 @@ def current_config() -> VllmConfig | None:
     return found
 
 
-def _use_backend(*, asked: bool) -> None:
+def use_backend(*, asked: bool, on_cpu: bool) -> None:
+    """Put this plugin's backend into vLLM's registry, or take it out again.
+
+    On a GPU the slot is ``CUSTOM``, which vLLM honours there.
+    """
     from vllm.v1.attention.backends import registry
 
-    slot = registry.AttentionBackendEnum.CPU_ATTN
+    slots = registry.AttentionBackendEnum
+    slot, backend = (
+        (slots.CPU_ATTN, _CPU_BACKEND) if on_cpu else (slots.CUSTOM, _CUDA_BACKEND)
+    )
     if asked:
-        registry.register_backend(slot, _CPU_BACKEND)
-    elif registry._ATTN_OVERRIDES.get(slot) == _CPU_BACKEND:
+        registry.register_backend(slot, backend)
+    elif registry._ATTN_OVERRIDES.get(slot) == backend:
         # An engine before this one, in the same process, asked for it.
         del registry._ATTN_OVERRIDES[slot]
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -26,6 +27,12 @@ def hashes(path: str) -> HashFile | PaperFile:
     """
     file = Path(path)
     return load_paper(file) if format_of(file) == PAPER_FORMAT else load(file)
+
+
+def any_layer(file: HashFile | PaperFile) -> LinearHash | PaperNetworks:
+    """Return one of the layers, whose shape is that of all."""
+    layers: Mapping[int, LinearHash | PaperNetworks] = file.layers
+    return next(iter(layers.values()))
 
 
 def code_bytes(file: HashFile | PaperFile) -> int:
@@ -87,7 +94,10 @@ class LayerCodes:
 
 
 def of_rank(
-    maps: LinearHash | PaperNetworks, heads: int, kv_heads: int, rank: int
+    maps: LinearHash | PaperNetworks,
+    heads: int,
+    kv_heads: int,
+    rank: Callable[[], int],
 ) -> LinearHash | PaperNetworks:
     """Return the part of a tensor-parallel rank.
 
@@ -95,12 +105,13 @@ def of_rank(
         maps: Of all heads.
         heads: Query heads of each rank.
         kv_heads: KV heads of each rank; with more ranks than KV heads they share one.
-        rank: Which.
+        rank: Says which; not asked where one rank has all heads.
     """
-    asked = slice(rank * heads, (rank + 1) * heads)
+    if maps.heads == heads:
+        return maps
+    number = rank()
+    asked = slice(number * heads, (number + 1) * heads)
     if isinstance(maps, PaperNetworks):
-        if maps.heads == heads:
-            return maps
         return PaperNetworks(
             *(
                 HeadNetworks(
@@ -110,10 +121,8 @@ def of_rank(
                 for side in (maps.keys, maps.queries)
             )
         )
-    if maps.query_map.shape[0] == heads:
-        return maps
-    group = maps.query_map.shape[0] // maps.key_map.shape[0]
-    first = rank * heads // group
+    group = maps.heads // maps.key_map.shape[0]
+    first = number * heads // group
     stored = slice(first, first + kv_heads)
     return LinearHash(
         maps.key_map[stored].contiguous(),

@@ -2,8 +2,8 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
 """What ``/metrics`` says: that hash attention runs, and what it spares.
 
-Workers count, the API server shows; ``metrics_textfile`` and ``metrics_collector`` carry
-the values across.
+Workers count, the API server shows; ``metrics_textfile`` and ``metrics_collector``
+carry the values across.
 """
 
 from __future__ import annotations

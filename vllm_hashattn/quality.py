@@ -117,7 +117,7 @@ def measure_tasks(
     stop = Stop(
         _ANSWER_TOKENS,
         frozenset(each for each in ends if isinstance(each, int)),
-        lambda ids: str(tokenizer.decode(ids)),
+        lambda ids: str(tokenizer.decode(list(ids))),
     )
     for number, sample in enumerate(samples):
         prompts = [

@@ -55,11 +55,20 @@ _CURRENT: list[Serving] = []
 
 
 def serving() -> Serving:
-    """Return what the engine of this process was started with."""
+    """Return what the engine of this process was started with.
+
+    Raises:
+        ValueError: It was not started with a hash.
+    """
     config = current_config()
     options = None if config is None else options_of(config.additional_config)
     if options is not None and (not _CURRENT or _CURRENT[0].options != options):
         _CURRENT[:] = [_start(options)]
+    if not _CURRENT:
+        raise ValueError(
+            "hashattn: the attention backend CUSTOM was asked for without a hash file; "
+            "give one with --additional-config.hashattn.weights FILE"
+        )
     return _CURRENT[0]
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,10 +39,15 @@ def check(vllm_config: VllmConfig, options: HashAttnConfig) -> None:
     from vllm.platforms import current_platform
 
     check_vllm_version(KEY)
+    on_cpu, on_cuda = current_platform.is_cpu(), current_platform.is_cuda()
     transfer = vllm_config.kv_transfer_config
     connector = None if transfer is None else transfer.kv_connector
     reasons = {
-        "it runs on CPUs only in this version": not current_platform.is_cpu(),
+        "there are backends for CPUs and CUDA only": not on_cpu and not on_cuda,
+        "on a GPU it has to be asked for: add --attention-backend CUSTOM": (
+            on_cuda and _named(vllm_config.attention_config.backend) != "CUSTOM"
+        ),
+        "sample_tokens have no kernel for GPUs": on_cuda and options.sample_tokens > 0,
         "a quantised KV cache (--kv-cache-dtype) has another layout": (
             vllm_config.cache_config.cache_dtype != "auto"
         ),
@@ -51,6 +57,17 @@ def check(vllm_config: VllmConfig, options: HashAttnConfig) -> None:
     _refuse(reasons)
     model = vllm_config.model_config
     _check_model(model)
+    if on_cuda:
+        logger.warning(
+            "hashattn: the backend for GPUs was tested in an interpreter and has not "
+            "run on hardware yet. Compare its answers before you rely on it."
+        )
+    else:
+        _look_for_kernels()
+    _check_weights(options, model)
+
+
+def _look_for_kernels() -> None:
     try:
         library()
     except NoKernelsError as error:
@@ -58,7 +75,10 @@ def check(vllm_config: VllmConfig, options: HashAttnConfig) -> None:
             "hashattn: %s. Attention runs in torch, which is slower than vLLM's own.",
             error,
         )
-    _check_weights(options, model)
+
+
+def _named(backend: Enum | None) -> str | None:
+    return None if backend is None else backend.name
 
 
 def _check_model(model: ModelConfig) -> None:

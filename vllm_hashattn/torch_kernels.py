@@ -58,7 +58,7 @@ def decode(
     scale: float,
     out: Tensor,
 ) -> None:
-    """Attend, one sequence after the other; see :func:`vllm_hashattn.kernels.decode`."""
+    """Attend, sequence by sequence; see :func:`vllm_hashattn.kernels.decode`."""
     for row, (held, read) in enumerate(
         zip(tokens.tolist(), chosen.tolist(), strict=True)
     ):
@@ -109,7 +109,5 @@ def prefill(
     place = torch.arange(before + new)
     mask = place <= place[before:].unsqueeze(1)
     q, k, v = (each.transpose(0, 1).unsqueeze(0) for each in (query, keys, values))
-    result = scaled_dot_product_attention(
-        q, k, v, mask, scale=scale, enable_gqa=True
-    )
+    result = scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True)
     out.copy_(result[0].transpose(0, 1))

@@ -45,8 +45,8 @@ from vllm_hashattn.evaluation_arms import (
 )
 from vllm_hashattn.hash_file import model_fingerprint
 from vllm_hashattn.long_context import Sample, token_counter
-from vllm_hashattn.long_context_score import summarise
 from vllm_hashattn.long_context_needles import build_needle_context
+from vllm_hashattn.long_context_score import summarise
 from vllm_hashattn.long_context_words import build_common_words, build_frequent_words
 from vllm_hashattn.quality import measure_tasks, measure_texts
 from vllm_hashattn.training_texts import read_documents
@@ -118,7 +118,6 @@ def _of_model(model_folder: Path, options: argparse.Namespace) -> dict[str, Any]
     arms = [dense_arm(), *(a for d in DENSITIES for a in arms_of(model_folder, d))]
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16)
-    model.eval()
     documents = _documents(tokenizer, options)
     texts = []
     for kind, token_ids in documents.items():

@@ -73,6 +73,7 @@ def make_engine(options: argparse.Namespace) -> LLM:
 def decode_point(llm: LLM, context_tokens: int, batch: int, steps: int) -> Point:
     """Time decoding steps of `batch` sequences."""
     from vllm import SamplingParams
+    from vllm.inputs import TokensPrompt
 
     from vllm_hashattn.steps import STEPS
 
@@ -82,11 +83,11 @@ def decode_point(llm: LLM, context_tokens: int, batch: int, steps: int) -> Point
     )
     for number in range(batch):
         # Sequences of their own, so none shares blocks with another.
-        prompt = {"prompt_token_ids": [11 + number] * context_tokens}
+        prompt = TokensPrompt(prompt_token_ids=[11 + number] * context_tokens)
         engine.add_request(f"{context_tokens}-{batch}-{number}", prompt, sampling)
     while True:  # until all have their first token
         outputs = engine.step()
-        if len(outputs) == batch and all(o.outputs[0].token_ids for o in outputs):
+        if len(outputs) == batch and all(_has_token(each) for each in outputs):
             break
     for _ in range(WARM_STEPS):
         engine.step()
@@ -103,11 +104,16 @@ def decode_point(llm: LLM, context_tokens: int, batch: int, steps: int) -> Point
     return Point(context_tokens, batch, statistics.median(times_ms), steps, share)
 
 
+def _has_token(output: Any) -> bool:  # noqa: ANN401
+    return bool(output.outputs[0].token_ids)
+
+
 def prefill_point(llm: LLM, context_tokens: int, token_ids: list[int]) -> Point:
     """Time one prompt of real text up to its first token."""
     from vllm import SamplingParams
+    from vllm.inputs import TokensPrompt
 
-    prompt = {"prompt_token_ids": token_ids[:context_tokens]}
+    prompt = TokensPrompt(prompt_token_ids=token_ids[:context_tokens])
     started_s = time.perf_counter()
     llm.generate(prompt, SamplingParams(temperature=0.0, max_tokens=1), use_tqdm=False)
     spent_ms = 1e3 * (time.perf_counter() - started_s)
@@ -127,7 +133,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 print(points[-1], file=sys.stderr, flush=True)
     else:
         text = Path(options.text).read_text("utf-8")
-        token_ids = llm.get_tokenizer()(text, verbose=False)["input_ids"]
+        token_ids = llm.get_tokenizer().encode(text)
         prefill_point(llm, min(contexts), token_ids[-min(contexts) :])  # warms up
         for context_tokens in contexts:
             points.append(prefill_point(llm, context_tokens, token_ids))

@@ -130,7 +130,7 @@ def _captured(model_folder: Path) -> list[dict[int, Captured]]:
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16)
     found = []
     for number, token_ids in enumerate(documents):
-        found.append(capture(model.eval(), token_ids, _QUERIES, seed=number))
+        found.append(capture(model, token_ids, _QUERIES, seed=number))
         _say(f"{model_folder.name}: document {number + 1} of {len(documents)}")
     return found
 

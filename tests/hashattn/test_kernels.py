@@ -82,7 +82,9 @@ def compare(found: Tensor, wanted: list[Tensor]) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dim", [64, 96, 128])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (9, 3), (14, 2), (8, 1)])
-@pytest.mark.parametrize("budget", [SPARSE, SAMPLED, DENSE], ids=["sparse", "sampled", "dense"])
+@pytest.mark.parametrize(
+    "budget", [SPARSE, SAMPLED, DENSE], ids=["sparse", "sampled", "dense"]
+)
 def test_decode_is_attention_over_what_the_reference_chooses(
     level: int,
     dtype: torch.dtype,

@@ -66,7 +66,7 @@ def test_ranks_take_their_heads(ranks: int, kv_each: int) -> None:
     whole = random_maps(8, 4, 64, 128)
     each = 8 // ranks
     for rank in range(ranks):
-        part = of_rank(whole, each, kv_each, rank)
+        part = of_rank(whole, each, kv_each, lambda rank=rank: rank)
         assert isinstance(part, LinearHash)
         first = rank * each
         assert torch.equal(part.query_map, whole.query_map[first : first + each])
@@ -78,7 +78,7 @@ def test_ranks_take_their_heads(ranks: int, kv_each: int) -> None:
 
 def test_ranks_take_their_heads_of_the_papers_networks() -> None:
     whole = networks(8, 64, 32)
-    part = of_rank(whole, 4, 2, 1)
+    part = of_rank(whole, 4, 2, lambda: 1)
     assert isinstance(part, PaperNetworks)
     assert torch.equal(part.keys.weights[1], whole.keys.weights[1][4:])
     assert torch.equal(part.queries.biases[0], whole.queries.biases[0][4:])
@@ -86,7 +86,7 @@ def test_ranks_take_their_heads_of_the_papers_networks() -> None:
 
 def test_one_rank_takes_all() -> None:
     maps = random_maps(8, 4, 64, 128)
-    assert of_rank(maps, 8, 4, 0) is maps
+    assert of_rank(maps, 8, 4, lambda: 0) is maps
 
 
 def test_sizes_of_codes() -> None:

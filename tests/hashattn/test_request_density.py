@@ -16,9 +16,17 @@ from vllm_hashattn.request_density import (
 
 @pytest.mark.parametrize(
     ("extra", "density"),
-    [(None, None), ({}, None), ({"other": 1}, None), ({FIELD: 1}, 1.0), ({FIELD: 0.5}, 0.5)],
+    [
+        (None, None),
+        ({}, None),
+        ({"other": 1}, None),
+        ({FIELD: 1}, 1.0),
+        ({FIELD: 0.5}, 0.5),
+    ],
 )
-def test_densities_are_read(extra: dict[str, Any] | None, density: float | None) -> None:
+def test_densities_are_read(
+    extra: dict[str, Any] | None, density: float | None
+) -> None:
     assert density_of(extra) == density
 
 

@@ -171,6 +171,10 @@ def test_command_shows_a_file(
     HashFile({0: maps}, {"hidden_size": 64}, {"steps": 1}).save(path)
     assert main(["inspect", str(path), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert (facts["layers"], facts["bits_per_kv_head"], facts["head_dim"]) == (1, 16, 32)
+    assert (facts["layers"], facts["bits_per_kv_head"], facts["head_dim"]) == (
+        1,
+        16,
+        32,
+    )
     assert main(["inspect", str(path)]) == 0
     assert "model hidden_size: 64" in capsys.readouterr().out

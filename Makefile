@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 OFFLINE := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help env setup demo test test-release lint format bench-program-sched bench-vectorq docs clean
+.PHONY: help env setup demo test test-release lint format bench-program-sched bench-vectorq bench-hashattn docs clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | \
@@ -23,7 +23,7 @@ env: ## Create .venv with vLLM for CPU and the plugins
 setup: ## The same, and the demo model
 	@$(PYTHON) -m scripts.setup_env
 
-demo: setup ## Show the program scheduler, or the semantic cache (ARGS=--vectorq)
+demo: setup ## Show program scheduling (or ARGS=--vectorq, ARGS=--hashattn)
 	@$(OFFLINE) $(BIN)/python -m benchmarks.demo $(ARGS)
 
 test: setup ## Run all tests
@@ -44,6 +44,11 @@ bench-program-sched: setup ## Benchmark every policy of the program scheduler
 bench-vectorq: setup ## Benchmark quality and latency of the semantic cache
 	@$(OFFLINE) $(BIN)/python -m benchmarks.vectorq.bench_quality $(ARGS)
 	@$(OFFLINE) $(BIN)/python -m benchmarks.vectorq.bench_latency $(ARGS)
+
+bench-hashattn: setup ## Benchmark speed and quality of hash attention
+	@$(OFFLINE) $(BIN)/python -m benchmarks.hashattn.bench_op $(ARGS)
+	@$(OFFLINE) $(BIN)/python -m benchmarks.hashattn.bench_e2e $(ARGS)
+	@$(OFFLINE) $(BIN)/python -m benchmarks.hashattn.bench_quality $(ARGS)
 
 docs: ## Build the documentation into site/
 	@$(PYTHON) -m scripts.setup_env --no-model --extra docs

@@ -96,7 +96,10 @@ class HashAttnMetadataBuilder(CPUAttentionMetadataBuilder):
         self._serving = serving()
         self._metrics: StepMetrics | None = None
         spec = self.kv_cache_spec
-        if isinstance(spec, FullAttentionSpec) and type(spec) is FullAttentionSpec:
+        self._ours = type(spec) is FullAttentionSpec
+        # Ranks do the same steps, each for its own heads: the first one speaks.
+        first = self.vllm_config.parallel_config.rank == 0
+        if isinstance(spec, FullAttentionSpec) and self._ours and first:
             self._metrics = self._make_metrics(spec)
 
     def _make_metrics(self, spec: FullAttentionSpec) -> StepMetrics:
@@ -109,7 +112,6 @@ class HashAttnMetadataBuilder(CPUAttentionMetadataBuilder):
             str(config.model_config.served_model_name),
             places * row_bytes,
             places * self._serving.code_bytes,
-            config.parallel_config.rank,
         )
 
     def build(
@@ -120,7 +122,7 @@ class HashAttnMetadataBuilder(CPUAttentionMetadataBuilder):
     ) -> CPUAttentionMetadata:
         """Split the batch into tokens that decode, and prefills."""
         stock = super().build(common_prefix_len, common_attn_metadata, fast_build)
-        if self._metrics is None:
+        if not self._ours:
             return stock
         options = self._serving.options
         lengths = stock.seq_lens.tolist()
@@ -132,7 +134,8 @@ class HashAttnMetadataBuilder(CPUAttentionMetadataBuilder):
             densities_of_batch(len(lengths)),
         )
         STEPS.count(plan.held.tolist(), plan.chosen.tolist(), options.sample_tokens)
-        self._metrics.publish()
+        if self._metrics is not None:
+            self._metrics.publish()
         return HashAttnMetadata(
             **{each.name: getattr(stock, each.name) for each in fields(stock)},
             plan=plan,

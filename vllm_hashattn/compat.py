@@ -35,6 +35,7 @@ COUPLED_SYMBOLS: dict[str, tuple[str, ...]] = {
     "vllm.v1.attention.backends.registry:register_backend": ("backend", "class_path"),
     "vllm.config:get_current_vllm_config_or_none": (),
     "vllm.sampling_params:SamplingParams.verify": ("self",),
+    "vllm.exceptions:VLLMValidationError": ("message", "parameter"),
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._build_attention_metadata": (
         "self",
     ),
@@ -153,9 +154,10 @@ def ask_for_backend() -> None:
 
 def check_densities() -> None:
     """Have the API server check what requests ask for."""
+    from vllm.exceptions import VLLMValidationError
     from vllm.sampling_params import SamplingParams
 
-    from .request_density import density_of
+    from .request_density import FIELD, density_of
 
     verify = SamplingParams.verify
     if hasattr(verify, _MARK):
@@ -163,8 +165,13 @@ def check_densities() -> None:
 
     @wraps(verify)
     def verified(self: SamplingParams, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        if _LAST[0] is not None and density_of(self.extra_args) is not None:
-            _check_platform()
+        if _LAST[0] is not None:
+            try:
+                asked = density_of(self.extra_args)
+            except ValueError as error:
+                raise VLLMValidationError(str(error), parameter=FIELD) from error
+            if asked is not None:
+                _check_platform()
         return verify(self, *args, **kwargs)
 
     setattr(verified, _MARK, True)
@@ -172,10 +179,11 @@ def check_densities() -> None:
 
 
 def _check_platform() -> None:
+    from vllm.exceptions import VLLMValidationError
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
-        raise ValueError(
+        raise VLLMValidationError(
             "hashattn: a density for one request was asked for, which only the backend "
             "for CPUs can do; leave hashattn_density out."
         )

@@ -9,10 +9,11 @@ carry the values across.
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter
 
-from .metrics_textfile import TextfileExporter
+from .metrics_textfile import TextfileExporter, serving_process_id
 from .steps import StepCounts
 
 _LABELS = ("model_name",)
@@ -27,7 +28,6 @@ class StepMetrics:
         row_bytes: Of a key and its value in all sparse layers and KV heads of this
             rank.
         code_bytes: Of its codes.
-        rank: Of this worker.
     """
 
     def __init__(
@@ -36,7 +36,6 @@ class StepMetrics:
         model_name: str,
         row_bytes: int,
         code_bytes: int,
-        rank: int = 0,
     ) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
         self._counts = counts
@@ -59,7 +58,7 @@ class StepMetrics:
             model_name,
             kind=("kv",),
         )
-        self._exporter = TextfileExporter(self.registry, rank)
+        self._exporter = TextfileExporter(self.registry, server_pid=_server_pid())
         self._before = StepCounts()
 
     def publish(self) -> None:
@@ -87,3 +86,27 @@ class StepMetrics:
             f"vllm:hashattn_{name}", text, (*_LABELS, key), registry=self.registry
         )
         return {value: counter.labels(model_name, value) for value in values}
+
+
+def _server_pid() -> int:
+    """Return the process that serves ``/metrics``.
+
+    A worker is the child of an engine core, whose title says so, or of the server.
+    """
+    found = serving_process_id()
+    while _title(found).startswith("VLLM::EngineCore"):
+        found = _parent(found)
+    return found
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text("utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _parent(pid: int) -> int:
+    # After the name, which may hold anything in its brackets: state and parent.
+    fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
+    return int(fields[1])

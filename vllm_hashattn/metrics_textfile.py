@@ -44,6 +44,7 @@ class TextfileExporter:
         *,
         directory: Path | None = None,
         interval_s: float = WRITE_INTERVAL_S,
+        server_pid: int | None = None,
     ) -> None:
         """Open the directory and start the writer.
 
@@ -53,6 +54,8 @@ class TextfileExporter:
             directory: Where to write; by default the user's own directory
                 below the system's directory for temporary files.
             interval_s: Least time between two writes.
+            server_pid: Process that serves ``/metrics``; by default the one that
+                started this one.
         """
         self._registry = registry
         self._interval_s = interval_s
@@ -70,7 +73,9 @@ class TextfileExporter:
         except OSError as error:
             self._report(error)
             return
-        self._path = folder / file_name(serving_process_id(), engine_index)
+        self._path = folder / file_name(
+            server_pid or serving_process_id(), engine_index
+        )
         self._writer = threading.Thread(
             target=self._run, name=f"{_dashed()}-metrics", daemon=True
         )

@@ -126,7 +126,7 @@ def _one(arm: str) -> int:
         enforce_eager=True,
         additional_config={} if hashattn is None else {"hashattn": hashattn},
     )
-    tokenizer = llm.get_tokenizer()
+    tokenizer: Any = llm.get_tokenizer()
     plan = NeedlePlan(
         singles=3, multikeys=0, distractors=0, multivalues=0, multiqueries=0, chains=0
     )

@@ -11,7 +11,8 @@ there, and reads per KV head only what it chose:
   after the other, because each layer's keys come from what the layers below it gave
   under sparse attention.
 * :meth:`Evaluation.answers` on questions about the context. The questions themselves
-  are read densely and only their answers sparsely, as where a whole prompt is dense.
+  are read densely and only their answers sparsely, as where a whole prompt is dense; or
+  both are read sparsely, as in the paper's reference code. The two do not compare.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from .evaluation_answers import Answer, Draft, Stop
 from .evaluation_arms import Arm, ReadCount, Reading
 from .evaluation_attention import Context, attend_rows, attention_by
 from .evaluation_branches import LayerBranches, Rows
 from .evaluation_choice import choice_bias, seen_bias
+from .evaluation_likelihood import nll_of_rows
 from .scorer import Scorer
 
 if TYPE_CHECKING:
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 
 # Dot products of all query heads that are held at once.
 _DOTS = 1 << 23
-# Rows of logits that are held in float32 at once.
-_LOGIT_ROWS = 64
 
 
 class Evaluation:
@@ -82,7 +81,7 @@ class Evaluation:
         """
         if not len(token_ids):
             raise ValueError("hashattn: a text of 0 tokens was given; give more.")
-        found = [_nll(self._context.next_logits.unsqueeze(0), token_ids[:1])]
+        found = [nll_of_rows(self._context.next_logits.unsqueeze(0), token_ids[:1])]
         inputs, targets = token_ids[:-1], token_ids[1:]
         branches = self._branches(1, len(inputs))
         step = max(tokens_per_pass or len(inputs), 1)
@@ -91,15 +90,23 @@ class Evaluation:
             places = torch.arange(start, start + len(ids), device=ids.device)
             rows = Rows(torch.zeros_like(places), places)
             logits = self._forward(ids, rows, branches, sparse=True)
-            found.append(_nll(logits, targets[start : start + step]))
+            found.append(nll_of_rows(logits, targets[start : start + step]))
         return torch.cat(found)
 
-    def answers(self, questions: Sequence[Sequence[int]], stop: Stop) -> list[Answer]:
+    def answers(
+        self,
+        questions: Sequence[Sequence[int]],
+        stop: Stop,
+        *,
+        sparse_questions: bool = False,
+    ) -> list[Answer]:
         """Answer questions greedily, all of them side by side.
 
         Args:
             questions: Tokens of each, which follow the context.
             stop: When an answer ends.
+            sparse_questions: Read the questions sparsely too, each of their tokens by a
+                choice of its own; their tokens then count in :meth:`reading`.
 
         Raises:
             ValueError: A question is empty.
@@ -114,7 +121,7 @@ class Evaluation:
             return []
         branches = self._branches(len(questions), max(lengths) + stop.limit_tokens)
         drafts = [Draft(length, stop) for length in lengths]
-        latest = self._read_questions(questions, branches)
+        latest = self._read_questions(questions, branches, sparse=sparse_questions)
         unfinished = dict(enumerate(drafts))
         while unfinished:
             for draft, token in zip(unfinished.values(), latest, strict=True):
@@ -129,24 +136,22 @@ class Evaluation:
         return [Answer(tuple(draft.token_ids), draft.text) for draft in drafts]
 
     def _read_questions(
-        self, questions: Sequence[Sequence[int]], branches: list[LayerBranches]
+        self,
+        questions: Sequence[Sequence[int]],
+        branches: list[LayerBranches],
+        *,
+        sparse: bool,
     ) -> list[int]:
-        """Read questions densely, and return the first token of each answer."""
-        of: list[int] = []
-        places: list[int] = []
-        ids: list[int] = []
-        last: list[int] = []
-        for branch, question in enumerate(questions):
-            of += [branch] * len(question)
-            places += range(len(question))
-            ids += question
-            last.append(len(ids) - 1)
+        """Read all questions, and return the first token of each answer."""
+        lengths = [len(question) for question in questions]
+        of = [branch for branch, length in enumerate(lengths) for _ in range(length)]
+        places = [place for length in lengths for place in range(length)]
         logits = self._forward(
-            self._tensor(ids),
+            self._tensor([token for question in questions for token in question]),
             self._rows(of, places),
             branches,
-            sparse=False,
-            kept=self._tensor(last),
+            sparse=sparse,
+            kept=self._tensor(lengths).cumsum(0) - 1,
         )
         first: list[int] = logits.argmax(dim=-1).tolist()
         return first
@@ -234,17 +239,3 @@ class Evaluation:
                 attend_rows(query[part], context, of_branches, own[part], bias, scale)
             )
         return torch.cat(found)
-
-
-def _nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """Of each row, float32 [n]; in parts, because vocabularies are large."""
-    return torch.cat(
-        [
-            cross_entropy(
-                logits[start : start + _LOGIT_ROWS].float(),
-                targets[start : start + _LOGIT_ROWS],
-                reduction="none",
-            )
-            for start in range(0, len(targets), _LOGIT_ROWS)
-        ]
-    )

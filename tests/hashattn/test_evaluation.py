@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from vllm_hashattn.attention import attend_biased
@@ -20,7 +18,6 @@ from vllm_hashattn.evaluation import Evaluation
 from vllm_hashattn.evaluation_answers import Stop
 from vllm_hashattn.evaluation_arms import (
     Arm,
-    ReadCount,
     dense_arm,
     linear_arm,
     oracle_arm,
@@ -30,15 +27,12 @@ from vllm_hashattn.evaluation_arms import (
     window_arm,
 )
 from vllm_hashattn.evaluation_attention import Context, attention_by, read_context
-from vllm_hashattn.evaluation_branches import LayerBranches, Rows
-from vllm_hashattn.evaluation_choice import residual_bias_rows
 from vllm_hashattn.hash_file import HashFile
 from vllm_hashattn.paper_file import PaperFile, PaperNetworks
 from vllm_hashattn.residual import residual_bias
-from vllm_hashattn.scorer import OracleScorer, Scorer, of_group
+from vllm_hashattn.scorer import of_group
 from vllm_hashattn.scorer_linear import LinearHash
 from vllm_hashattn.scorer_paper import HeadNetworks
-from vllm_hashattn.scorer_quest import QuestScorer
 from vllm_hashattn.selection import pivotal_tokens
 
 LAYERS, HEADS, KV_HEADS, DIM = 30, 9, 3, 64
@@ -178,6 +172,16 @@ class Steps:
         return attend_biased(asked, keys, values, scaling, bias)[None, None], None
 
 
+def step(case: Case, place: int, token: int) -> Tensor:
+    """Logits after one token, inside :func:`attention_by` steps."""
+    logits: Tensor = case.model(
+        torch.tensor([[token]]),
+        position_ids=torch.tensor([[CONTEXT_TOKENS + place]]),
+        use_cache=False,
+    ).logits[0, 0]
+    return logits
+
+
 @pytest.mark.parametrize("name", ARMS)
 def test_one_sparse_pass_is_one_decode_step_after_another(
     name: str, case: Case
@@ -187,11 +191,7 @@ def test_one_sparse_pass_is_one_decode_step_after_another(
     expected = []
     with attention_by(case.model, steps):
         for i in range(TEXT_TOKENS - 1):
-            logits = case.model(
-                case.rest[i].view(1, 1),
-                position_ids=torch.tensor([[CONTEXT_TOKENS + i]]),
-                use_cache=False,
-            ).logits[0, 0]
+            logits = step(case, i, int(case.rest[i]))
             expected.append(-logits.log_softmax(dim=-1)[case.rest[i + 1]])
     evaluation = case.arm(arm)
     found = evaluation.nll(case.rest)
@@ -271,14 +271,25 @@ def test_sparse_answers_differ_from_dense_ones(case: Case) -> None:
     assert dense != window
 
 
-def test_an_answer_ends_at_a_line_an_end_token_or_the_limit() -> None:
-    words = {0: "", 1: " one", 2: "\n", 3: " two"}
-    stop = Stop(4, frozenset({0}), lambda ids: "".join(words[i] for i in ids))
-    assert stop.answer([1]) == ("one", False)
-    assert stop.answer([2]) == ("", False)
-    assert stop.answer([2, 1, 2]) == ("one", True)
-    assert stop.answer([1, 3, 0]) == ("one two", True)
-    assert stop.answer([1, 3, 1, 1]) == ("one two one one", True)
+@pytest.mark.parametrize("name", ["oracle sampled", "linear"])
+def test_sparse_questions_are_decode_steps_as_well(name: str, case: Case) -> None:
+    arm = ARMS[name]()
+    expected, read = [], []
+    for question in questions(case):
+        steps, token_ids = Steps(case.context, arm), list(question)
+        with attention_by(case.model, steps):
+            for place in range(len(question) + NEVER.limit_tokens - 1):
+                logits = step(case, place, token_ids[place])
+                if place >= len(question) - 1:
+                    token_ids.append(int(logits.argmax()))
+        expected.append(tuple(token_ids[len(question) :]))
+        read += steps.read
+    evaluation = case.arm(arm)
+    found = evaluation.answers(questions(case), NEVER, sparse_questions=True)
+    assert [answer.token_ids for answer in found] == expected
+    of_one = sum(read) / (len(read) * KV_HEADS)
+    assert evaluation.reading().read_tokens == pytest.approx(of_one)
+    assert found != case.arm(arm).answers(questions(case), NEVER)
 
 
 def test_finished_answers_leave_the_others_as_they_are(case: Case) -> None:
@@ -291,62 +302,6 @@ def test_finished_answers_leave_the_others_as_they_are(case: Case) -> None:
     for short, long in zip(found, whole, strict=True):
         kept = list(itertools.takewhile(lambda token: token != end, long.token_ids))
         assert list(short.token_ids) == list(long.token_ids[: len(kept) + 1])
-
-
-@pytest.mark.parametrize("scorer", [QuestScorer(DIM), OracleScorer(DIM)])
-def test_branches_are_described_apart(scorer: Scorer) -> None:
-    keys = normal(KV_HEADS, 3 * 20, DIM, seed=1)  # 3 branches of 20 tokens
-    branches = LayerBranches(3, 20, keys, scorer)
-    places = torch.arange(60)
-    for part in (places[:25], places[25:]):  # written in two passes
-        rows = Rows(part // 20, part % 20)
-        branches.write(rows, keys[:, part], -keys[:, part])
-    found_keys, found_values, described = branches.first(18)
-    assert described is not None
-    for branch in range(3):
-        mine = slice(18 * branch, 18 * branch + 18)
-        own = keys[:, 20 * branch : 20 * branch + 18]
-        assert torch.equal(found_keys[:, mine], own)
-        assert torch.equal(found_values[:, mine], -own)
-        # Of a page that is not full nothing is asked.
-        expected = scorer.describe(own.transpose(0, 1))[:16]
-        assert torch.equal(described[mine][:16], expected)
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.data())
-def test_samples_of_many_rows_are_those_of_each(data: st.DataObject) -> None:
-    lengths = data.draw(st.lists(st.integers(1, 60), min_size=1, max_size=4))
-    samples = data.draw(st.integers(0, 12))
-    heads, tokens = 2, max(lengths) + data.draw(st.integers(0, 3))
-    chosen = torch.zeros(len(lengths), heads, tokens, dtype=torch.bool)
-    random = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
-    for row, length in enumerate(lengths):
-        count = data.draw(st.integers(1, length))
-        for head in range(heads):
-            picked = torch.randperm(length, generator=random)[:count]
-            chosen[row, head, picked] = True
-    found = residual_bias_rows(chosen, torch.tensor(lengths), samples)
-    for row, length in enumerate(lengths):
-        expected = residual_bias(chosen[row, :, :length], samples)
-        torch.testing.assert_close(found[row, :, :length], expected)
-        assert (found[row, :, length:] == -torch.inf).all()
-
-
-def test_descriptions_and_dense_layers_count_as_bytes() -> None:
-    count = ReadCount(head_dim=64)
-    lengths = torch.tensor([10, 4])
-    bias = torch.zeros(2, 1, 10)
-    bias[0, :, 5:] = -torch.inf
-    bias[1, :, 4:] = -torch.inf  # reads all that it sees, and needs no description
-    count.sparse(lengths, bias, 2, bits=128)
-    reading = count.reading()
-    assert (reading.read_tokens, reading.seen_tokens) == (4.5, 7.0)
-    assert reading.bytes_share == pytest.approx((9 + 10 * 128 / 2048) / 14)
-    count.dense(lengths, 2)
-    both = count.reading()
-    assert both.read_tokens == 4.5
-    assert both.bytes_share == pytest.approx((reading.bytes_share + 1) / 2)
 
 
 def test_what_cannot_be_evaluated_is_refused(case: Case) -> None:

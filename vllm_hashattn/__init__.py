@@ -16,8 +16,17 @@ def register() -> None:
     vLLM calls this in every process, possibly more than once.
     """
     from vllm_hashattn.compat import ask_for_backend, check_at_start
-    from vllm_hashattn.metrics_collector import register_collector
 
     check_at_start()
     ask_for_backend()
-    register_collector()
+    try:
+        from vllm_hashattn.metrics_collector import register_collector
+
+        register_collector()
+    except Exception:
+        # vLLM dies if a plugin raises here; losing our metrics must not do that.
+        from vllm.logger import init_logger
+
+        init_logger("vllm.plugins.hashattn").exception(
+            "hashattn: metrics are not available; serving is not affected"
+        )

@@ -36,10 +36,10 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="the small model, once")
     parser.add_argument("--out", type=Path, default=RESULTS / "e2e.json")
     options = parser.parse_args()
-    plans = [_plan(demo_model_dir(), 8192, (2048, 4096, 8128), (4096,))]
+    plans = [_plan(demo_model_dir(), 8192, (4096, 8128), (4096,))]
     if not options.quick:
-        contexts = (4096, 8192, 16384, 32704)
-        plans.append(_plan(ensure_long_model(), 32768, contexts, (4096, 16384)))
+        contexts = (4096, 16384, 32704)
+        plans.append(_plan(ensure_long_model(), 32768, contexts, (4096, 8192)))
     rows = []
     with tempfile.TemporaryDirectory() as work:
         for plan in plans:

@@ -20,7 +20,7 @@ from benchmarks.environment import describe
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES = ((32, 8, 128), (14, 2, 64))
-CONTEXTS = (4096, 8192, 16384, 32768, 65536, 131072)
+CONTEXTS = (4096, 16384, 32768, 131072)
 BATCHES = (1, 4, 8)
 DENSITIES = (1 / 16, 1 / 32)
 PREFILLS = ((2048, 2048), (8192, 2048), (32768, 2048))

@@ -152,7 +152,7 @@ def main() -> int:
     parser.add_argument("--max-model-len", type=int, required=True)
     parser.add_argument("--contexts", required=True)
     parser.add_argument("--batches", default="1")
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=9)
     parser.add_argument("--text", default="")
     parser.add_argument("--hashattn", default="{}")
     print(json.dumps(measure(parser.parse_args())))

@@ -34,8 +34,11 @@ def main() -> int:
     """Measure and write ``e2e.json``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the small model, once")
-    parser.add_argument("--out", type=Path, default=RESULTS / "e2e.json")
+    parser.add_argument("--out", type=Path, help="file to write")
     options = parser.parse_args()
+    # What a quick run says is not for publishing.
+    folder = RESULTS / "quick" if options.quick else RESULTS
+    options.out = options.out or folder / "e2e.json"
     plans = [_plan(demo_model_dir(), 8192, (4096, 8128), (4096,))]
     if not options.quick:
         contexts = (4096, 16384, 32704)

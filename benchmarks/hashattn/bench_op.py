@@ -34,8 +34,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few shapes, a minute")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=RESULTS / "op.json")
+    parser.add_argument("--out", type=Path, help="file to write")
     options = parser.parse_args()
+    # What a quick run says is not for publishing.
+    folder = RESULTS / "quick" if options.quick else RESULTS
+    options.out = options.out or folder / "op.json"
     rows = [*_decoding(options), *_prefill(options)]
     result = {"environment": describe(), "threads": options.threads, "rows": rows}
     options.out.parent.mkdir(parents=True, exist_ok=True)

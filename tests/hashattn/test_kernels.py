@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.hashattn.paged_cases import Paged, paged, random_maps
 from vllm_hashattn.attention import attend_biased
 from vllm_hashattn.budget import Budget
-from vllm_hashattn.kernels import TORCH, decode, store
+from vllm_hashattn.kernels import TORCH, decode, prefill, store
 from vllm_hashattn.native import library
 from vllm_hashattn.paged_cache import PagedCache
 from vllm_hashattn.residual import residual_bias
@@ -202,3 +202,44 @@ def test_what_has_no_kernel_is_said() -> None:
         store(cache, ones, ones, torch.zeros(1, dtype=torch.int64), None)
     with pytest.raises(ValueError, match="need cells of"):
         PagedCache(data, 16, 64, 16, torch.float32)
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+@pytest.mark.parametrize("budget", [SPARSE, SAMPLED, DENSE])
+def test_threads_share_a_long_sequence(threads: int, budget: Budget) -> None:
+    maps = random_maps(3, 1, 64, 128)
+    case = paged([6000], 1, 64, torch.float32, maps)
+    query = torch.randn(1, 3, 64)
+    alone = run(case, query, maps, budget, -1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        shared = run(case, query, maps, budget, -1)
+    finally:
+        torch.set_num_threads(before)
+    # Sums are joined from parts, so they were really shared.
+    assert not torch.equal(shared, alone)
+    compare(shared, expected(case, query, maps, budget))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim"), [(9, 3, 64), (14, 2, 96), (4, 4, 128)]
+)
+def test_prefill_is_causal_attention(
+    level: int, dtype: torch.dtype, heads: int, kv_heads: int, dim: int
+) -> None:
+    for before, new in ((0, 1), (0, 150), (37, 20), (300, 131)):
+        case = paged([before + new], kv_heads, dim, dtype, None)
+        query = torch.randn(new, heads, dim).to(dtype)
+        out = torch.empty_like(query)
+        prefill(case.cache, query, case.blocks[0], before, dim**-0.5, out, level)
+        keys, values = case.keys[0].double(), case.values[0].double()
+        bias = torch.zeros(kv_heads, before + new)
+        for i in {0, new // 2, new - 1}:
+            unseen = torch.arange(before + new) > before + i
+            hidden = bias.masked_fill(unseen, -torch.inf)
+            exact = attend_biased(query[i].double(), keys, values, dim**-0.5, hidden)
+            # Weights are rounded to the dtype before the values are added up.
+            compare(out[i : i + 1], [exact])

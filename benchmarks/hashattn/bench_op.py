@@ -36,8 +36,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="file to write")
     options = parser.parse_args()
-    # What a quick run says is not for publishing.
-    folder = RESULTS / "quick" if options.quick else RESULTS
+    folder = SCRATCH if options.quick else RESULTS
     options.out = options.out or folder / "op.json"
     rows = [*_decoding(options), *_prefill(options)]
     result = {"environment": describe(), "threads": options.threads, "rows": rows}

@@ -68,8 +68,7 @@ def main() -> int:
     parser.add_argument("--contexts", type=int, default=5, help="of tasks (5)")
     parser.add_argument("--out", type=Path, metavar="FOLDER")
     options = parser.parse_args()
-    # What a quick run says is not for publishing.
-    options.out = options.out or (RESULTS / "quick" if options.quick else RESULTS)
+    options.out = options.out or (SCRATCH if options.quick else RESULTS)
     if options.quick:
         options.texts, options.contexts, options.model = 1, 1, "small"
     options.out.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ from scripts.model_cache import demo_model_dir
 from scripts.setup_error import SetupError
 
 RESULTS = Path(__file__).parent / "results"
+SCRATCH = Path("results/hashattn")  # of quick runs, not published
 REPEATS = 3
 DENSITY = 0.0625
 _CACHE_GIB = "4"

@@ -19,6 +19,7 @@ from benchmarks.command import run_command
 from benchmarks.environment import describe
 
 RESULTS = Path(__file__).parent / "results"
+SCRATCH = Path("results/hashattn")  # of quick runs, not published
 SHAPES = ((32, 8, 128), (14, 2, 64))
 CONTEXTS = (4096, 16384, 32768, 131072)
 BATCHES = (1, 4, 8)

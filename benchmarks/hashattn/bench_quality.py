@@ -51,6 +51,7 @@ from vllm_hashattn.quality import measure_tasks, measure_texts
 from vllm_hashattn.training_texts import read_documents
 
 RESULTS = Path(__file__).parent / "results"
+SCRATCH = Path("results/hashattn")  # of quick runs, not published
 DENSITIES = (1 / 16, 1 / 32)
 DENSE_LAYERS = 2
 SINK_TOKENS = RECENT_TOKENS = 32

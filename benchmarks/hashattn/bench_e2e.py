@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,30 +33,26 @@ _CACHE_GIB = "4"
 
 
 def main() -> int:
-    """Measure and write ``e2e.json``."""
+    """Measure and write ``e2e-small.json`` and ``e2e-long.json``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the small model, once")
-    parser.add_argument("--out", type=Path, help="file to write")
+    parser.add_argument("--model", choices=("small", "long", "both"), default="both")
+    parser.add_argument("--out", type=Path, metavar="FOLDER")
     options = parser.parse_args()
-    folder = SCRATCH if options.quick else RESULTS
-    options.out = options.out or folder / "e2e.json"
-    plans = [_plan(demo_model_dir(), 8192, (4096, 8128), (4096,))]
-    if not options.quick:
-        contexts = (4096, 16384, 32704)
-        plans.append(_plan(ensure_long_model(), 32768, contexts, (4096, 8192)))
-    rows = []
-    with tempfile.TemporaryDirectory() as work:
-        for plan in plans:
+    folder = options.out or (SCRATCH if options.quick else RESULTS)
+    folder.mkdir(parents=True, exist_ok=True)
+    asked = "small" if options.quick else options.model
+    for name, make_plan in _PLANS.items():
+        if asked not in (name, "both"):
+            continue
+        environment, plan, rows = describe(), make_plan(), []
+        with tempfile.TemporaryDirectory() as work:
             for repeat in range(1 if options.quick else REPEATS):
                 rows += _run_plan(plan, repeat, Path(work))
-    result = {
-        "environment": describe(),
-        "density": DENSITY,
-        "rows": rows,
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    print(options.out)
+        result = {"environment": environment, "density": DENSITY, "rows": rows}
+        path = folder / f"e2e-{name}.json"
+        path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+        print(path)
     return 0
 
 
@@ -69,6 +66,14 @@ def _plan(
         "prefills": prefills,
         "batches": (1, 4, 8),
     }
+
+
+_PLANS: dict[str, Callable[[], dict[str, Any]]] = {
+    "small": lambda: _plan(demo_model_dir(), 8192, (4096, 8128), (4096,)),
+    "long": lambda: _plan(
+        ensure_long_model(), 32768, (4096, 16384, 32704), (4096, 8192)
+    ),
+}
 
 
 def _run_plan(plan: dict[str, Any], repeat: int, work: Path) -> list[dict[str, Any]]:

@@ -23,7 +23,8 @@ from benchmarks.measured_block import table, with_block
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path("benchmarks/hashattn/results")
 MODELS = ("quality-small", "quality-long")
-NAMES = ("op", "e2e", *MODELS)
+SPEEDS = ("e2e-small", "e2e-long")
+NAMES = ("op", *SPEEDS, *MODELS)
 WRITER = "benchmarks.hashattn.publish"
 
 Reports = dict[str, dict[str, Any]]

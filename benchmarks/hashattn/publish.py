@@ -22,13 +22,15 @@ from benchmarks.measured_block import table, with_block
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path("benchmarks/hashattn/results")
-MODELS = ("quality-small", "quality-long")
-SPEEDS = ("e2e-small", "e2e-long")
+MODELS = ("quality-long",)
+SPEEDS = ("e2e-long",)
 NAMES = ("op", *SPEEDS, *MODELS)
 WRITER = "benchmarks.hashattn.publish"
 
 Reports = dict[str, dict[str, Any]]
 Row = dict[str, Any]
+# By model, context and batch, then by arm: milliseconds of the repeats.
+Times = dict[tuple[str, int, int], dict[str, list[float]]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,8 +73,8 @@ def readme_block(reports: Reports) -> str:
     """Return what the README says: whole models, and quality at one density."""
     return "\n\n".join(
         [
-            _machine(reports["e2e"]),
-            _decoding(reports["e2e"]),
+            _machine(reports[SPEEDS[0]]),
+            _decoding(speeds(reports)),
             *(_quality(reports[name], ("1/16",)) for name in MODELS),
         ]
     )
@@ -88,9 +90,9 @@ def docs_block(reports: Reports) -> str:
             "### Attention of one layer, a prefill of 2,048 tokens",
             _op_prefill(reports["op"]),
             "### A whole model",
-            _decoding(reports["e2e"]),
-            _prefill(reports["e2e"]),
-            _capacity(reports["e2e"]),
+            _decoding(speeds(reports)),
+            _prefill(speeds(reports)),
+            _capacity(speeds(reports)),
             "### Quality",
             *(_quality(reports[name], ("1/16", "1/32")) for name in MODELS),
             *(_tasks(reports[name]) for name in MODELS),
@@ -165,19 +167,26 @@ def _shape(row: Row) -> str:
     return f"{row['heads']}/{row['kv_heads']}/{row['head_dim']}"
 
 
-def times(report: Row, what: str) -> dict[tuple[str, int, int], dict[str, list[float]]]:
+def speeds(reports: Reports) -> list[Row]:
+    """Rows of whole models."""
+    return [row for name in SPEEDS for row in reports[name]["rows"]]
+
+
+def times(
+    found_rows: list[Row], what: str
+) -> dict[tuple[str, int, int], dict[str, list[float]]]:
     """Times by model, context and batch, then by arm, in the order of repeats."""
-    found: dict[tuple[str, int, int], dict[str, list[float]]] = {}
-    for row in sorted(report["rows"], key=lambda row: int(row["repeat"])):
+    found: Times = {}
+    for row in sorted(measured, key=lambda row: int(row["repeat"])):
         if row["what"] == what:
             key = row["model"], row["context_tokens"], row["batch"]
             found.setdefault(key, {}).setdefault(row["arm"], []).append(row["step_ms"])
     return found
 
 
-def _decoding(report: Row) -> str:
+def _decoding(measured: list[Row]) -> str:
     rows = []
-    for (model, context, batch), arms in sorted(times(report, "decode").items()):
+    for (model, context, batch), arms in sorted(times(measured, "decode").items()):
         plain, sparse = arms["vLLM"], arms["hashattn"]
         rows.append(
             [
@@ -194,9 +203,9 @@ def _decoding(report: Row) -> str:
     return table(head, rows)
 
 
-def _prefill(report: Row) -> str:
+def _prefill(measured: list[Row]) -> str:
     rows = []
-    for (model, context, _), arms in sorted(times(report, "prefill").items()):
+    for (model, context, _), arms in sorted(times(measured, "prefill").items()):
         plain, own = arms["vLLM"], arms["hashattn"]
         rows.append(
             [
@@ -209,9 +218,9 @@ def _prefill(report: Row) -> str:
     return table(head, rows)
 
 
-def _capacity(report: Row) -> str:
+def _capacity(measured: list[Row]) -> str:
     tokens: dict[str, dict[str, int]] = {}
-    for row in report["rows"]:
+    for row in measured:
         tokens.setdefault(row["model"], {})[row["arm"]] = row["cache_tokens"]
     parts = [
         f"{model} {1 - found['hashattn'] / found['vLLM']:.1%}"

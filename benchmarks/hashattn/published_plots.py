@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import save
-from benchmarks.hashattn.publish import MODELS, Reports, Row, perplexities, times
+from benchmarks.hashattn.publish import (
+    MODELS,
+    Reports,
+    Row,
+    perplexities,
+    speeds,
+    times,
+)
 
 
 def draw(reports: Reports, folder: Path) -> list[Path]:
@@ -17,7 +24,7 @@ def draw(reports: Reports, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     return [
         *_attention(reports["op"], folder / "attention"),
-        *_decoding(reports["e2e"], folder / "decoding"),
+        *_decoding(speeds(reports), folder / "decoding"),
         *_quality([reports[name] for name in MODELS], folder / "quality"),
     ]
 
@@ -59,8 +66,8 @@ def _attention(report: Row, path: Path) -> list[Path]:
     return save(figure, path)
 
 
-def _decoding(report: Row, path: Path) -> list[Path]:
-    found = times(report, "decode")
+def _decoding(measured: list[Row], path: Path) -> list[Path]:
+    found = times(measured, "decode")
     models = sorted({model for model, _, _ in found})
     figure, axes = _axes(len(models))
     for model, axis in zip(models, axes, strict=True):

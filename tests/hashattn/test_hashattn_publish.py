@@ -36,14 +36,14 @@ def test_what_is_claimed_was_repeated_at_a_commit(measured: publish.Reports) -> 
     for row in measured["op"]["rows"]:
         assert all(len(times) == 3 for times in row["ms"].values())
     for what in ("decode", "prefill"):
-        for arms in publish.times(measured["e2e"], what).values():
+        for arms in publish.times(publish.speeds(measured), what).values():
             assert {len(times) for times in arms.values()} == {3}
 
 
 def test_sparse_attention_read_its_share(measured: publish.Reports) -> None:
     shares = [
         row["read_share"]
-        for row in measured["e2e"]["rows"]
+        for row in publish.speeds(measured)
         if row["arm"] == "hashattn" and row["what"] == "decode"
     ]
     assert shares and all(0.06 < share < 0.07 for share in shares)

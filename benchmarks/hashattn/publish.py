@@ -172,9 +172,7 @@ def speeds(reports: Reports) -> list[Row]:
     return [row for name in SPEEDS for row in reports[name]["rows"]]
 
 
-def times(
-    found_rows: list[Row], what: str
-) -> dict[tuple[str, int, int], dict[str, list[float]]]:
+def times(measured: list[Row], what: str) -> Times:
     """Times by model, context and batch, then by arm, in the order of repeats."""
     found: Times = {}
     for row in sorted(measured, key=lambda row: int(row["repeat"])):

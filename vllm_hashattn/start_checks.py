@@ -24,6 +24,7 @@ logger = logging.getLogger("vllm.plugins.hashattn")
 
 # vLLM's own benchmark of decoding fills the cache with noise.
 _CONNECTORS = ("DecodeBenchConnector",)
+_WITHOUT_DRAFT_MODEL = ("ngram", "ngram_gpu", "suffix")
 
 
 class UnsupportedError(ValueError):
@@ -42,6 +43,8 @@ def check(vllm_config: VllmConfig, options: HashAttnConfig) -> None:
     on_cpu, on_cuda = current_platform.is_cpu(), current_platform.is_cuda()
     transfer = vllm_config.kv_transfer_config
     connector = None if transfer is None else transfer.kv_connector
+    proposing = vllm_config.speculative_config
+    speculative = None if proposing is None else proposing.method
     reasons = {
         "there are backends for CPUs and CUDA only": not on_cpu and not on_cuda,
         "on a GPU it has to be asked for: add --attention-backend CUSTOM": (
@@ -50,6 +53,10 @@ def check(vllm_config: VllmConfig, options: HashAttnConfig) -> None:
         "sample_tokens have no kernel for GPUs": on_cuda and options.sample_tokens > 0,
         "a quantised KV cache (--kv-cache-dtype) has another layout": (
             vllm_config.cache_config.cache_dtype != "auto"
+        ),
+        f"speculative decoding by {speculative} has a draft model, whose layers have "
+        "no hash (ngram and suffix have none)": (
+            speculative not in (None, *_WITHOUT_DRAFT_MODEL)
         ),
         f"the KV connector {connector} may bring codes of another hash, or take the "
         "cache apart": connector not in (None, *_CONNECTORS),

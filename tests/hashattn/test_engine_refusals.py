@@ -56,3 +56,19 @@ def test_what_hash_attention_cannot_do_is_refused_by_name(
     )
     with pytest.raises(ValueError, match=reason):
         arguments.create_engine_config()
+
+
+def test_draft_models_are_refused_by_name(model_path: str, hash_file: Path) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    arguments = EngineArgs(
+        model_path,
+        additional_config={"hashattn": {"weights": str(hash_file)}},
+        speculative_config={
+            "method": "draft_model",
+            "model": model_path,
+            "num_speculative_tokens": 2,
+        },
+    )
+    with pytest.raises(ValueError, match="by draft_model has a draft model"):
+        arguments.create_engine_config()

@@ -58,21 +58,12 @@ class HashFile:
 
     def save(self, path: Path) -> None:
         """Write the file; an interrupted write leaves the old one."""
-        from safetensors.torch import save_file
-
         tensors = {
             f"layers.{index}.{part}": getattr(maps, part).contiguous()
             for index, maps in self.layers.items()
             for part in _PARTS
         }
-        metadata = {
-            "format": FORMAT,
-            "model": json.dumps(self.model),
-            "training": json.dumps(self.training),
-        }
-        unfinished = path.with_name(path.name + ".part")
-        save_file(tensors, unfinished, metadata)
-        unfinished.replace(path)
+        write_hash(path, FORMAT, tensors, self.model, self.training)
 
     def check_model(self, fingerprint: Mapping[str, Any]) -> None:
         """Refuse another model.
@@ -94,6 +85,26 @@ class HashFile:
                 f"{'; '.join(differing)}. Train one with: vllm-hashattn train --model "
                 "MODEL"
             )
+
+
+def write_hash(
+    path: Path,
+    kind: str,
+    tensors: dict[str, Tensor],
+    model: Mapping[str, Any],
+    training: Mapping[str, Any],
+) -> None:
+    """Write a hash file of any format; an interrupted write leaves the old one."""
+    from safetensors.torch import save_file
+
+    metadata = {
+        "format": kind,
+        "model": json.dumps(model),
+        "training": json.dumps(training),
+    }
+    unfinished = path.with_name(path.name + ".part")
+    save_file(tensors, unfinished, metadata)
+    unfinished.replace(path)
 
 
 def load(path: Path) -> HashFile:

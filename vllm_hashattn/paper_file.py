@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .hash_file import HashFile, HashFileError
+from .hash_file import HashFile, HashFileError, write_hash
 from .scorer_paper import HeadNetworks
 
 FORMAT = "vllm-hashattn paper 1"
@@ -91,8 +91,6 @@ class PaperFile:
 
     def save(self, path: Path) -> None:
         """Write the file; an interrupted write leaves the old one."""
-        from safetensors.torch import save_file
-
         tensors = {}
         for layer, networks in self.layers.items():
             for side in _SIDES:
@@ -107,14 +105,7 @@ class PaperFile:
                             copy=True,
                             memory_format=torch.contiguous_format,
                         )
-        metadata = {
-            "format": FORMAT,
-            "model": json.dumps(self.model),
-            "training": json.dumps(self.training),
-        }
-        unfinished = path.with_name(path.name + ".part")
-        save_file(tensors, unfinished, metadata)
-        unfinished.replace(path)
+        write_hash(path, FORMAT, tensors, self.model, self.training)
 
     def check_model(self, fingerprint: Mapping[str, Any]) -> None:
         """Refuse another model.

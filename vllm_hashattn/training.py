@@ -78,18 +78,7 @@ def train_layer(
     Raises:
         ValueError: No document is long enough to have keys to choose from.
     """
-    always = settings.sink_tokens + settings.recent_tokens
-    usable = [
-        each for each in documents if len(each.keys) >= always + 2 * settings.positives
-    ]
-    if not usable:
-        longest = max((len(each.keys) for each in documents), default=0)
-        raise ValueError(
-            f"hashattn: the longest document has {longest} tokens; training needs "
-            f"{always + 2 * settings.positives} or more, because the first "
-            f"{settings.sink_tokens} and newest {settings.recent_tokens} are read "
-            "anyway. Give longer texts."
-        )
+    usable = usable_documents(documents, settings)
     random = torch.Generator().manual_seed(settings.seed)
     maps = _Maps(usable[0], settings.bits, random)
     optimizer = torch.optim.Adam(maps.parameters, lr=settings.learning_rate)
@@ -102,6 +91,27 @@ def train_layer(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         yield float(loss.detach()), maps.frozen()
+
+
+def usable_documents(
+    documents: Sequence[Captured], settings: TrainingSettings
+) -> list[Captured]:
+    """Return the documents with enough keys to choose from.
+
+    Raises:
+        ValueError: There is none.
+    """
+    always = settings.sink_tokens + settings.recent_tokens
+    needed = always + 2 * settings.positives
+    usable = [each for each in documents if len(each.keys) >= needed]
+    if not usable:
+        longest = max((len(each.keys) for each in documents), default=0)
+        raise ValueError(
+            f"hashattn: the longest document has {longest} tokens; training needs "
+            f"{needed} or more, because the first {settings.sink_tokens} and newest "
+            f"{settings.recent_tokens} are read anyway. Give longer texts."
+        )
+    return usable
 
 
 class _Maps:

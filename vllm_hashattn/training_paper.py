@@ -23,7 +23,13 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from .scorer_paper import HeadNetworks
-from .training import Captured, TrainingSettings, learnable, pivotal
+from .training import (
+    Captured,
+    TrainingSettings,
+    learnable,
+    pivotal,
+    usable_documents,
+)
 
 HIDDEN = 128
 PAPER_SETTINGS = TrainingSettings(bits=32, sink_tokens=128, recent_tokens=128)
@@ -41,7 +47,12 @@ def train_paper_layer(
     Raises:
         ValueError: No document is long enough, or the bits are no whole bytes.
     """
-    usable = _usable(documents, settings)
+    if settings.bits % 8 or settings.bits <= 0:
+        raise ValueError(
+            f"hashattn: codes of {settings.bits} bits were asked for; codes are whole "
+            "bytes, so the number of bits must be a multiple of 8."
+        )
+    usable = usable_documents(documents, settings)
     random = torch.Generator().manual_seed(settings.seed)
     heads, head_dim = usable[0].queries.shape[1:]
     sizes = (head_dim, HIDDEN, HIDDEN, settings.bits)
@@ -93,28 +104,6 @@ def paper_loss(
     logits = torch.bmm(asked, stored.mT)
     total = binary_cross_entropy_with_logits(logits, wanted, weight, reduction="sum")
     return total / (learned.sum() * heads)
-
-
-def _usable(
-    documents: Sequence[Captured], settings: TrainingSettings
-) -> list[Captured]:
-    """Documents with enough keys to choose from."""
-    if settings.bits % 8 or settings.bits <= 0:
-        raise ValueError(
-            f"hashattn: codes of {settings.bits} bits were asked for; codes are whole "
-            "bytes, so the number of bits must be a multiple of 8."
-        )
-    always = settings.sink_tokens + settings.recent_tokens
-    needed = always + 2 * settings.positives
-    usable = [each for each in documents if len(each.keys) >= needed]
-    if not usable:
-        longest = max((len(each.keys) for each in documents), default=0)
-        raise ValueError(
-            f"hashattn: the longest document has {longest} tokens; training needs "
-            f"{needed} or more, because the first {settings.sink_tokens} and newest "
-            f"{settings.recent_tokens} are read anyway. Give longer texts."
-        )
-    return usable
 
 
 def _untrained(

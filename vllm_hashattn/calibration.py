@@ -21,7 +21,7 @@ from .budget import Budget
 from .huge_pages import ask_for_huge_pages
 from .kernels import decode
 from .paged_cache import PagedCache
-from .scorer_linear import LinearHash
+from .scorer_linear import random_hash
 
 CONTEXTS = tuple(512 << step for step in range(7))
 _BLOCK_TOKENS = 128
@@ -134,11 +134,7 @@ def _timing(
         cache.rows().normal_(generator=random)
         cache.codes().random_(generator=random)
         caches.append(cache)
-    sizes = (kv_heads, dim, bits), (kv_heads, bits)
-    of_queries = (geometry.heads, dim, bits), (geometry.heads, bits)
-    maps = LinearHash(
-        *(torch.randn(size, generator=random) for size in (*sizes, *of_queries))
-    )
+    maps = random_hash(geometry.heads, kv_heads, dim, bits, random)
     query = torch.randn(batch, geometry.heads, dim, generator=random)
     query = query.to(geometry.dtype)
     table = torch.randperm(blocks, generator=random).to(torch.int32).view(batch, -1)

@@ -70,6 +70,17 @@ class LinearHash:
         return self.key_map.shape[1]
 
 
+def random_hash(
+    heads: int, kv_heads: int, head_dim: int, bits: int, random: torch.Generator
+) -> LinearHash:
+    """Return planes that nobody trained, for timing: what is chosen does not matter."""
+    shapes = (
+        *((kv_heads, head_dim, bits), (kv_heads, bits)),
+        *((heads, head_dim, bits), (heads, bits)),
+    )
+    return LinearHash(*(torch.randn(shape, generator=random) for shape in shapes))
+
+
 class LinearScorer(Scorer):
     """Compares signs of linear maps.
 

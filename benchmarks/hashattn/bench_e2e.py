@@ -143,19 +143,13 @@ def _random_hash(model: Path, path: Path) -> None:
 
     from vllm_hashattn.calibration import Geometry
     from vllm_hashattn.hash_file import HashFile, model_fingerprint
-    from vllm_hashattn.scorer_linear import LinearHash
+    from vllm_hashattn.scorer_linear import random_hash
 
     fingerprint = model_fingerprint(model)
     shape = Geometry.of_model(model)
     random = torch.Generator().manual_seed(0)
-    sizes = [
-        (shape.kv_heads, shape.head_dim, 128),
-        (shape.kv_heads, 128),
-        (shape.heads, shape.head_dim, 128),
-        (shape.heads, 128),
-    ]
     layers = {
-        layer: LinearHash(*(torch.randn(size, generator=random) for size in sizes))
+        layer: random_hash(shape.heads, shape.kv_heads, shape.head_dim, 128, random)
         for layer in range(fingerprint["num_hidden_layers"])
     }
     HashFile(layers, fingerprint, {}).save(path)

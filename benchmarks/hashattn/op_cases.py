@@ -23,7 +23,7 @@ from vllm_hashattn import kernels
 from vllm_hashattn.budget import Budget
 from vllm_hashattn.huge_pages import ask_for_huge_pages
 from vllm_hashattn.paged_cache import PagedCache
-from vllm_hashattn.scorer_linear import LinearHash
+from vllm_hashattn.scorer_linear import random_hash
 
 BLOCK_TOKENS = 128
 CODE_BYTES = 16
@@ -82,8 +82,7 @@ class OwnLayer:
         self._tokens = torch.full((batch,), tokens, dtype=torch.int32)
         kv, heads, dim = shape.kv_heads, shape.heads, shape.head_dim
         bits = 8 * CODE_BYTES
-        sizes = (kv, dim, bits), (kv, bits), (heads, dim, bits), (heads, bits)
-        self._maps = LinearHash(*(torch.randn(s, generator=random) for s in sizes))
+        self._maps = random_hash(heads, kv, dim, bits, random)
         self._query = torch.randn(batch, heads, dim, generator=random).to(DTYPE)
         self._out = torch.empty_like(self._query)
 

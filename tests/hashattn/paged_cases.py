@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vllm_hashattn.kernels import store
 from vllm_hashattn.paged_cache import PagedCache
-from vllm_hashattn.scorer_linear import LinearHash
+from vllm_hashattn.scorer_linear import LinearHash, random_hash
 
 SPARE_BLOCKS = 3
 
@@ -37,8 +37,7 @@ def random_maps(
     heads: int, kv_heads: int, dim: int, bits: int, seed: int = 0
 ) -> LinearHash:
     random = torch.Generator().manual_seed(seed)
-    shapes = (kv_heads, dim, bits), (kv_heads, bits), (heads, dim, bits), (heads, bits)
-    return LinearHash(*(torch.randn(shape, generator=random) for shape in shapes))
+    return random_hash(heads, kv_heads, dim, bits, random)
 
 
 def paged(

@@ -111,7 +111,7 @@ class HashAttnMetadataBuilder(CPUAttentionMetadataBuilder):
             options.dense_below,
             densities_of_batch(len(lengths)),
         )
-        STEPS.count(plan.held.tolist(), plan.chosen.tolist(), options.sample_tokens)
+        STEPS.count(plan.held.tolist(), plan.chosen.tolist())
         if self._metrics is not None:
             self._metrics.publish()
         return HashAttnMetadata(

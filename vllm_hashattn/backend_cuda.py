@@ -32,7 +32,6 @@ from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec
 
 from .budget import Budget
 from .compat import current_config
-from .config import HashAttnConfig
 from .layer_codes import of_rank
 from .scorer_linear import LinearHash
 from .serving import serving
@@ -174,7 +173,7 @@ class HashAttnCudaImpl(TritonAttentionImpl):
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(*args, **kwargs)
         self._options, self._budget = serving().options, serving().budget
-        self._max_tokens, self._max_sequences = _limits(current_config(), self._options)
+        self._max_tokens, self._max_sequences = _limits(current_config())
         self._cached: RowCache | None = None
         self._maps: LinearHash | None = None
         self._workspace: Workspace | None = None
@@ -273,11 +272,7 @@ class HashAttnCudaImpl(TritonAttentionImpl):
                     *(serving().maps_of(index), self.num_heads, self.num_kv_heads),
                     get_tensor_model_parallel_rank,
                 )
-                if not isinstance(maps, LinearHash):
-                    raise ValueError(
-                        "hashattn: the paper's networks have no kernel for GPUs; train "
-                        "a linear hash with: vllm-hashattn train"
-                    )
+                assert isinstance(maps, LinearHash)  # start_checks refuses others
                 self._maps = _on_device(maps, device)
                 self._workspace = _workspace(
                     *(self.num_heads, *self._maps.key_map.shape, self._max_tokens),
@@ -311,25 +306,10 @@ def chosen_tokens(lengths: Tensor, budget: Budget, dense_below: int) -> Tensor:
     return torch.where(lengths < dense_below, lengths, chosen)
 
 
-def _limits(config: VllmConfig | None, chosen: HashAttnConfig) -> tuple[int, int]:
+def _limits(config: VllmConfig | None) -> tuple[int, int]:
     """Most tokens of a sequence, and most sequences that are decoded together."""
     if config is None:
         raise ValueError("hashattn: a layer was made outside of vLLM's configuration.")
-    reasons = {
-        "sample_tokens have no kernel for GPUs": chosen.sample_tokens > 0,
-        "speculative decoding asks for several tokens at once": (
-            config.speculative_config is not None
-        ),
-        "two micro-batches at once would share buffers": (
-            config.parallel_config.use_ubatching
-        ),
-    }
-    found = [reason for reason, applies in reasons.items() if applies]
-    if found:
-        raise ValueError(
-            f"hashattn: cannot run on a GPU: {'; '.join(found)}. Switch that off, or "
-            "remove --additional-config.hashattn.weights to serve with dense attention."
-        )
     most = config.scheduler_config.max_num_seqs
     return config.model_config.max_model_len, min(most, _MAX_SEQUENCES)
 

@@ -23,8 +23,6 @@ class Budget:
         min_tokens: At least so many tokens, however short the context.
         sink_tokens: First tokens that are always read.
         recent_tokens: Newest tokens that are always read.
-        sample_tokens: So many of the tokens that are read are not chosen, but spread
-            evenly over those left out, and stand for them.
 
     Raises:
         ValueError: A number is out of range.
@@ -34,7 +32,6 @@ class Budget:
     min_tokens: int = 512
     sink_tokens: int = SINK_TOKENS
     recent_tokens: int = RECENT_TOKENS
-    sample_tokens: int = 0
 
     def __post_init__(self) -> None:
         if not 0.0 < self.density <= 1.0:
@@ -42,7 +39,7 @@ class Budget:
                 f"hashattn: density {self.density!r} was asked for; it is the share of "
                 "the context that is read, above 0 and at most 1."
             )
-        for name in ("min_tokens", "sink_tokens", "recent_tokens", "sample_tokens"):
+        for name in ("min_tokens", "sink_tokens", "recent_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(
                     f"hashattn: {name} {getattr(self, name)!r} was asked for; it must "
@@ -56,14 +53,9 @@ class Budget:
 
     def tokens(self, context_tokens: int) -> int:
         """Return how many tokens of a context are read, those always read included."""
-        always = self.sink_tokens + self.recent_tokens + self.sample_tokens
+        always = self.sink_tokens + self.recent_tokens
         wanted = max(math.ceil(self.density * context_tokens), self.min_tokens, always)
         return min(wanted, context_tokens)
-
-    def chosen(self, context_tokens: int) -> int:
-        """Return how many tokens are chosen; all where the context is read whole."""
-        read = self.tokens(context_tokens)
-        return read if read >= context_tokens else read - self.sample_tokens
 
     def is_dense(self, context_tokens: int) -> bool:
         """Whether the whole context is read."""

@@ -21,7 +21,7 @@ from .budget import Budget
 from .huge_pages import ask_for_huge_pages
 from .kernels import decode
 from .paged_cache import PagedCache
-from .scorer_linear import random_hash
+from .scorer_levels import random_levels
 
 CONTEXTS = tuple(512 << step for step in range(7))
 _BLOCK_TOKENS = 128
@@ -134,12 +134,12 @@ def _timing(
         cache.rows().normal_(generator=random)
         cache.codes().random_(generator=random)
         caches.append(cache)
-    maps = random_hash(geometry.heads, kv_heads, dim, bits, random)
+    maps = random_levels(geometry.heads, kv_heads, dim, bits, random)
     query = torch.randn(batch, geometry.heads, dim, generator=random)
     query = query.to(geometry.dtype)
     table = torch.randperm(blocks, generator=random).to(torch.int32).view(batch, -1)
     held = torch.full((batch,), tokens, dtype=torch.int32)
-    chosen = torch.full_like(held, budget.chosen(tokens))
+    chosen = torch.full_like(held, budget.tokens(tokens))
 
     def dense(number: int) -> None:
         cache = caches[number % len(caches)]

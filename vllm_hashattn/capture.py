@@ -24,7 +24,11 @@ _NAME = "hashattn_capture"
 
 
 def capture(
-    model: PreTrainedModel, token_ids: Tensor, queries: int, seed: int
+    model: PreTrainedModel,
+    token_ids: Tensor,
+    queries: int,
+    seed: int,
+    offset: int = 0,
 ) -> dict[int, Captured]:
     """Run one document and return what each layer computed.
 
@@ -34,6 +38,8 @@ def capture(
         queries: How many are kept, from the second half of the document, where the
             context is long.
         seed: For choosing them.
+        offset: Position of the first token. Attention stays the same, because rotary
+            embeddings are relative, but keys are turned as those of later tokens are.
 
     Returns:
         By index of the layer. Keys and queries in the model's dtype.
@@ -69,7 +75,25 @@ def capture(
         model.set_attn_implementation(_NAME)
         # Not inference mode: what is kept is trained on.
         with torch.no_grad():
-            model(token_ids.unsqueeze(0), use_cache=False, logits_to_keep=1)
+            places = torch.arange(offset, offset + tokens).unsqueeze(0)
+            model(
+                token_ids.unsqueeze(0),
+                position_ids=places,
+                use_cache=False,
+                logits_to_keep=1,
+            )
     finally:
         model.set_attn_implementation(before)
     return found
+
+
+def offsets(documents: int, tokens: int, longest: int) -> list[int]:
+    """Spread documents evenly over the positions of a model.
+
+    Args:
+        documents: How many.
+        tokens: Of each.
+        longest: Positions that will be served.
+    """
+    room = max(longest - tokens, 0)
+    return [number * room // max(documents - 1, 1) for number in range(documents)]

@@ -10,10 +10,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import cli_bench, cli_eval, cli_import, cli_plot
 from .native import NoKernelsError
 from .training import TrainingSettings
+
+if TYPE_CHECKING:
+    from .hash_file import HashFile
+    from .paper_file import PaperFile
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,6 +76,19 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         help="documents that recall is measured on, from files of their own "
         "(%(default)s)",
     )
+    parser.add_argument(
+        "--max-model-len",
+        type=int,
+        metavar="TOKENS",
+        help="longest contexts that will be served, as given to vLLM (the model's own "
+        "limit): documents are spread over so many positions",
+    )
+    parser.add_argument(
+        "--codes",
+        choices=("levels", "signs"),
+        default=settings.codes,
+        help="levels estimate weights, signs are the paper's (%(default)s)",
+    )
     parser.add_argument("--bits", type=int, default=settings.bits, help="(%(default)s)")
     parser.add_argument(
         "--steps", type=int, default=settings.steps, help="per layer (%(default)s)"
@@ -88,7 +106,7 @@ def _train(options: argparse.Namespace) -> int:
     from .training_texts import read_documents
 
     settings = TrainingSettings(
-        bits=options.bits, steps=options.steps, seed=options.seed
+        bits=options.bits, codes=options.codes, steps=options.steps, seed=options.seed
     )
     run = TrainingRun(options.model, options.out, settings, _say)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
@@ -96,7 +114,7 @@ def _train(options: argparse.Namespace) -> int:
         options.data, tokenizer, options.tokens, options.documents, options.held_out
     )
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
-    run.capture(model, documents)
+    run.capture(model, documents, options.max_model_len)
     del model
     reports = run.train(options.documents)
     if options.json:
@@ -106,13 +124,12 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from .hash_file import HashFile
     from .layer_codes import any_layer, code_bytes, hashes
 
     found = hashes(str(options.file))
     first = any_layer(found)
     facts = {
-        "kind": "linear" if isinstance(found, HashFile) else "paper",
+        "kind": _kind(found),
         "layers": len(found.layers),
         "bits_per_kv_head": 8 * code_bytes(found),
         "query_heads": first.heads,
@@ -132,6 +149,14 @@ def _inspect(options: argparse.Namespace) -> int:
         shown = ", ".join(f"{k} {v:.0%}" for k, v in layer["recall"].items())
         print(f"layer {layer['layer']}: recall {shown}")
     return 0
+
+
+def _kind(file: HashFile | PaperFile) -> str:
+    from .hash_file import LEVELS_FORMAT, HashFile
+
+    if not isinstance(file, HashFile):
+        return "paper"
+    return "levels" if file.format == LEVELS_FORMAT else "signs"
 
 
 def _say(line: str) -> None:

@@ -28,8 +28,6 @@ class HashAttnConfig:
         min_tokens: At least so many tokens are read.
         sink_tokens: First tokens that are always read.
         recent_tokens: Newest tokens that are always read.
-        sample_tokens: Of the tokens read, so many are spread evenly over those that
-            were not chosen, and stand for them.
         dense_layers: First layers that read everything; what matters is spread widest
             there.
         dense_below: Contexts of fewer tokens are read whole.
@@ -43,7 +41,6 @@ class HashAttnConfig:
     min_tokens: int = 512
     sink_tokens: int = 128
     recent_tokens: int = 128
-    sample_tokens: int = 0
     dense_layers: int = 2
     dense_below: int = 2048
 
@@ -81,7 +78,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "min_tokens": (0, 1 << 30),
     "sink_tokens": (0, 1 << 20),
     "recent_tokens": (1, 1 << 20),
-    "sample_tokens": (0, 1 << 20),
     "dense_layers": (0, 1 << 16),
     "dense_below": (0, 1 << 30),
 }

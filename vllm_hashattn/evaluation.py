@@ -6,7 +6,7 @@ The model runs in transformers. A context is read by dense attention once
 (:func:`~vllm_hashattn.evaluation_attention.read_context`); every arm then goes on from
 there, and reads per KV head only what it chose:
 
-* :meth:`Evaluation.nll` on the rest of the document. All its tokens go through the
+* :meth:`Evaluation.logits` on the rest of the document. All its tokens go through the
   model in one pass, each with a choice of its own. This is the same as one decode step
   after the other, because each layer's keys come from what the layers below it gave
   under sparse attention.
@@ -28,7 +28,6 @@ from .evaluation_arms import Arm, ReadCount, Reading
 from .evaluation_attention import Context, attend_rows, attention_by
 from .evaluation_branches import LayerBranches, Rows
 from .evaluation_choice import choice_bias, seen_bias
-from .evaluation_likelihood import nll_of_rows
 from .scorer import Scorer
 
 if TYPE_CHECKING:
@@ -64,8 +63,8 @@ class Evaluation:
         """Return what was read by sparse attention so far."""
         return self._count.reading()
 
-    def nll(self, token_ids: Tensor, tokens_per_pass: int | None = None) -> Tensor:
-        """Measure how unlikely the model finds the text after the context.
+    def logits(self, token_ids: Tensor, tokens_per_pass: int | None = None) -> Tensor:
+        """Find what the model expects at each place of the text after the context.
 
         Args:
             token_ids: What follows the context, int64 [tokens].
@@ -73,24 +72,23 @@ class Evaluation:
                 given. Does not change the result.
 
         Returns:
-            Negative logarithms of probabilities, float32 [tokens]. The first follows
-            from the dense context and is the same in all arms.
+            In the model's dtype, [tokens, vocabulary]. The first row follows from the
+            dense context and is the same in all arms.
 
         Raises:
             ValueError: There is no text.
         """
         if not len(token_ids):
             raise ValueError("hashattn: a text of 0 tokens was given; give more.")
-        found = [nll_of_rows(self._context.next_logits.unsqueeze(0), token_ids[:1])]
-        inputs, targets = token_ids[:-1], token_ids[1:]
+        found = [self._context.next_logits.unsqueeze(0)]
+        inputs = token_ids[:-1]
         branches = self._branches(1, len(inputs))
         step = max(tokens_per_pass or len(inputs), 1)
         for start in range(0, len(inputs), step):
             ids = inputs[start : start + step]
             places = torch.arange(start, start + len(ids), device=ids.device)
             rows = Rows(torch.zeros_like(places), places)
-            logits = self._forward(ids, rows, branches, sparse=True)
-            found.append(nll_of_rows(logits, targets[start : start + step]))
+            found.append(self._forward(ids, rows, branches, sparse=True))
         return torch.cat(found)
 
     def answers(
@@ -228,6 +226,7 @@ class Evaluation:
                 bias = choice_bias(
                     *(scorer, query[part], stored, own[part], lengths[part]),
                     self._arm.budget,
+                    weighs=self._arm.weighs,
                 )
                 self._count.sparse(lengths[part], bias, len(keys), scorer.bits)
             else:

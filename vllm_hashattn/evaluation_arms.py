@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from .budget import Budget
+from .evaluation_weighted import LogitOracle
 from .hash_file import HashFile
 from .paper_file import PaperFile
 from .scorer import OracleScorer, RandomScorer, Scorer, WindowScorer
-from .scorer_linear import LinearScorer
+from .scorer_levels import LevelHash, LevelScorer
+from .scorer_linear import LinearHash, LinearScorer
 from .scorer_paper import PaperScorer
 from .scorer_quest import QuestScorer
 
@@ -29,6 +31,7 @@ from .scorer_quest import QuestScorer
 _NUMBER_BITS = 16
 
 _Networks = TypeVar("_Networks")
+_Maps = TypeVar("_Maps", LevelHash, LinearHash)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +41,9 @@ class Arm:
     Attributes:
         name: For tables.
         scorer: Makes the scorer of a layer.
-        budget: How many tokens are read, of them how many as a sample of the rest.
+        budget: How many tokens are read.
         dense_layers: So many first layers read everything.
+        weighs: Where the scorer estimates weights, draw tokens by them.
 
     Raises:
         ValueError: The number of dense layers is negative.
@@ -49,6 +53,7 @@ class Arm:
     scorer: Callable[[int], Scorer]
     budget: Budget
     dense_layers: int = 0
+    weighs: bool = True
 
     def __post_init__(self) -> None:
         if self.dense_layers < 0:
@@ -66,6 +71,11 @@ def dense_arm() -> Arm:
 def oracle_arm(head_dim: int, budget: Budget, dense_layers: int = 0) -> Arm:
     """Choose by the true dot products; reads all keys to do so."""
     return Arm("oracle", lambda _: OracleScorer(head_dim), budget, dense_layers)
+
+
+def weighing_oracle_arm(head_dim: int, budget: Budget, dense_layers: int = 0) -> Arm:
+    """Draw by the true weights; reads all keys to do so."""
+    return Arm("oracle weighing", lambda _: LogitOracle(head_dim), budget, dense_layers)
 
 
 def window_arm(budget: Budget, dense_layers: int = 0) -> Arm:
@@ -99,17 +109,36 @@ def quest_arm(head_dim: int, budget: Budget, dense_layers: int = 0) -> Arm:
     return Arm("quest", lambda _: QuestScorer(head_dim), budget, dense_layers)
 
 
+def levels_arm(
+    file: HashFile, budget: Budget, dense_layers: int = 0, *, weighs: bool = True
+) -> Arm:
+    """Draw by weights that levels estimate, or choose the largest of them.
+
+    Raises:
+        ValueError: From the arm's `scorer`: the file lacks the layer, or holds another
+            kind of code.
+    """
+
+    def scorer(layer: int) -> Scorer:
+        return LevelScorer(_of_kind(file, layer, LevelHash))
+
+    name = "levels" if weighs else "levels, best only"
+    return Arm(name, scorer, budget, dense_layers, weighs)
+
+
 def linear_arm(
     file: HashFile, budget: Budget, dense_layers: int = 0, *, asymmetric: bool = False
 ) -> Arm:
     """Choose by linear hashes.
 
     Raises:
-        ValueError: From the arm's `scorer`: the file lacks the layer.
+        ValueError: From the arm's `scorer`: the file lacks the layer, or holds another
+            kind of code.
     """
 
     def scorer(layer: int) -> Scorer:
-        return LinearScorer(_of_layer(file.layers, layer), asymmetric=asymmetric)
+        maps = _of_kind(file, layer, LinearHash)
+        return LinearScorer(maps, asymmetric=asymmetric)
 
     name = "linear asymmetric" if asymmetric else "linear"
     return Arm(name, scorer, budget, dense_layers)
@@ -129,6 +158,16 @@ def paper_arm(
         return PaperScorer(networks.keys, networks.queries, kv_heads)
 
     return Arm("paper", scorer, budget, dense_layers)
+
+
+def _of_kind(file: HashFile, layer: int, kind: type[_Maps]) -> _Maps:
+    maps = _of_layer(file.layers, layer)
+    if not isinstance(maps, kind):
+        raise ValueError(
+            f"hashattn: a {kind.__name__} was asked for, but the file holds "
+            f"{file.format!r}. Take the arm that belongs to the file."
+        )
+    return maps
 
 
 def _of_layer(layers: Mapping[int, _Networks], layer: int) -> _Networks:

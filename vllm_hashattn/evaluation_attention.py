@@ -120,9 +120,9 @@ def attend_rows(
         context: Keys and values, [kv heads, context tokens, head_dim].
         branches: Keys and values of all branches, [kv heads, held, head_dim].
         own: Which of those are of the row's branch, int64 [n, branch tokens].
-        bias: Added to the dot products, 0 for a token that is read, minus infinity for
-            one that is not; float32 [n, kv heads or 1, context + branch
-            tokens].
+        bias: Added to the dot products, 0 for a token that is read, more for one that
+            stands for others too, minus infinity for one that is not read; float32 [n,
+            kv heads or 1, context + branch tokens].
         scale: Of the dot products.
 
     Returns:

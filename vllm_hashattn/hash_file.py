@@ -2,10 +2,10 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
 """The file that holds the trained hash of a model, and the model it belongs to.
 
-One safetensors file: four tensors for each layer, and metadata with the format, the
-settings and the model's fingerprint. A hash says nothing about another model, a
-fine-tune whose keys moved, or other rotary embeddings, so a file is only loaded for the
-model that it was made for.
+One safetensors file: four tensors for each layer, and metadata with the format, which
+says how keys are coded, the settings and the model's fingerprint. A hash says nothing
+about another model, a fine-tune whose keys moved, or other rotary embeddings, so a file
+is only loaded for the model that it was made for.
 """
 
 from __future__ import annotations
@@ -13,17 +13,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .scorer_levels import LevelHash
 from .scorer_linear import LinearHash
 
-FORMAT = "vllm-hashattn linear 1"
-_PARTS = ("key_map", "key_bias", "query_map", "query_bias")
+LayerHash = LinearHash | LevelHash
+SIGNS_FORMAT = "vllm-hashattn linear 1"
+LEVELS_FORMAT = "vllm-hashattn levels 1"
+_KINDS: dict[str, type[LayerHash]] = {
+    SIGNS_FORMAT: LinearHash,
+    LEVELS_FORMAT: LevelHash,
+}
 # What of a model's configuration decides its queries and keys.
 _CONFIG = (
     "model_type",
@@ -52,18 +58,38 @@ class HashFile:
         training: How it was made, for people to read.
     """
 
-    layers: Mapping[int, LinearHash]
+    layers: Mapping[int, LayerHash]
     model: Mapping[str, Any]
     training: Mapping[str, Any]
 
+    @property
+    def format(self) -> str:
+        """Name of how keys are coded.
+
+        Raises:
+            ValueError: Layers differ, or there are none.
+        """
+        found = {type(maps) for maps in self.layers.values()}
+        named = [name for name, kind in _KINDS.items() if {kind} == found]
+        if not named:
+            raise ValueError(
+                "hashattn: a hash file holds one kind of code in all layers; here are "
+                f"{sorted(kind.__name__ for kind in found)}."
+            )
+        return named[0]
+
     def save(self, path: Path) -> None:
-        """Write the file; an interrupted write leaves the old one."""
+        """Write the file; an interrupted write leaves the old one.
+
+        Raises:
+            ValueError: Layers differ in kind, or there are none.
+        """
         tensors = {
-            f"layers.{index}.{part}": getattr(maps, part).contiguous()
+            f"layers.{index}.{part.name}": getattr(maps, part.name).contiguous()
             for index, maps in self.layers.items()
-            for part in _PARTS
+            for part in fields(maps)
         }
-        write_hash(path, FORMAT, tensors, self.model, self.training)
+        write_hash(path, self.format, tensors, self.model, self.training)
 
     def check_model(self, fingerprint: Mapping[str, Any]) -> None:
         """Refuse another model.
@@ -118,10 +144,11 @@ def load(path: Path) -> HashFile:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
+            kind = _KINDS.get(metadata.get("format", ""))
+            if kind is None:
                 raise HashFileError(
                     f"hashattn: {path} has the format {metadata.get('format')!r}, not "
-                    f"{FORMAT!r}. Make one with: vllm-hashattn train"
+                    f"one of {sorted(_KINDS)}. Make one with: vllm-hashattn train"
                 )
             names = list(file.keys())
             tensors = {name: file.get_tensor(name) for name in names}
@@ -130,24 +157,27 @@ def load(path: Path) -> HashFile:
             f"hashattn: {path} cannot be read as a hash file: {error}"
         ) from error
     return HashFile(
-        _layers(path, tensors),
+        _layers(path, kind, tensors),
         json.loads(metadata["model"]),
         json.loads(metadata["training"]),
     )
 
 
-def _layers(path: Path, tensors: dict[str, Tensor]) -> dict[int, LinearHash]:
+def _layers(
+    path: Path, kind: type[LayerHash], tensors: dict[str, Tensor]
+) -> dict[int, LayerHash]:
+    wanted = {part.name for part in fields(kind)}
     parts: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         _, layer, part = name.split(".")
         parts.setdefault(int(layer), {})[part] = tensor
     for layer_index, found in parts.items():
-        if set(found) != set(_PARTS):
-            missing = ", ".join(sorted(set(_PARTS) - set(found)))
+        if set(found) != wanted:
+            missing = ", ".join(sorted(wanted - set(found)))
             raise HashFileError(
                 f"hashattn: {path} lacks {missing} of layer {layer_index}"
             )
-    return {index: LinearHash(**parts[index]) for index in sorted(parts)}
+    return {index: kind(**parts[index]) for index in sorted(parts)}
 
 
 def model_fingerprint(folder: Path) -> dict[str, Any]:

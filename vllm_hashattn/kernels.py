@@ -2,8 +2,9 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
 """Attention on a paged KV cache with codes: by C++ kernels, or in torch without them.
 
-Codes of queries and keys come from a linear hash, which the kernels apply themselves,
-or are given as bytes.
+Codes of queries and keys come from a hash, which the kernels apply themselves, or are
+given as bytes. Where a hash of levels chooses, tokens are drawn by their estimated
+weight; else those whose codes agree most are taken.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from . import torch_kernels
 from .budget import Budget
+from .hash_file import LayerHash
 from .native import library_or_none
 from .paged_cache import PagedCache
+from .scorer_levels import LevelHash
 from .scorer_linear import LinearHash
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -24,7 +27,8 @@ HEAD_DIMS = (64, 96, 128)
 MAX_GROUP = 16
 MAX_BITS = 512
 
-# Instruction sets, as the kernels number them.
+# Kinds of codes, and instruction sets, as the kernels number them.
+SIGNS, LEVELS = 0, 1
 TORCH = -2
 BEST = -1
 
@@ -34,7 +38,7 @@ def store(
     keys: Tensor,
     values: Tensor,
     slots: Tensor,
-    codes: LinearHash | Tensor | None,
+    codes: LayerHash | Tensor | None,
     level: int = BEST,
 ) -> None:
     """Write keys, values and codes of new tokens into the cache.
@@ -59,9 +63,10 @@ def store(
         each if each.stride()[1:] == (head_dim, 1) else each.contiguous()
         for each in (keys, values)
     )
-    maps = codes if isinstance(codes, LinearHash) else None
+    maps = None if codes is None or isinstance(codes, Tensor) else codes
     status = kernels.hashattn_store(
         *_head(cache, level),
+        _kind(codes),
         _pointer(keys),
         _pointer(values),
         ctypes.c_int64(keys.stride(0)),
@@ -79,7 +84,7 @@ def store(
 def decode(
     cache: PagedCache,
     query: Tensor,
-    codes: LinearHash | Tensor | None,
+    codes: LayerHash | Tensor | None,
     blocks: Tensor,
     tokens: Tensor,
     chosen: Tensor,
@@ -98,8 +103,9 @@ def decode(
             whole.
         blocks: Block table, int32 [sequences, blocks].
         tokens: Length of each sequence, int32 [sequences].
-        chosen: How many tokens of each are chosen, int32 [sequences].
-        budget: Which tokens are always read, and how many samples of the others.
+        chosen: How many tokens of each are read, on average where they are drawn,
+            int32 [sequences].
+        budget: Which tokens are always read.
         scale: Of the dot products.
         out: Where to write, like `query`.
         level: Instruction set at most; TORCH for none.
@@ -115,17 +121,18 @@ def decode(
         )
         return out
     sequences, heads, _ = query.shape
-    maps = codes if isinstance(codes, LinearHash) else None
+    maps = None if codes is None or isinstance(codes, Tensor) else codes
     given = codes.contiguous() if isinstance(codes, Tensor) else None
     status = kernels.hashattn_decode(
         *_head(cache, level),
         budget.sink_tokens,
         budget.recent_tokens,
-        budget.sample_tokens,
+        _kind(codes),
         _pointer(query),
         _pointer(out),
         _pointer(None if maps is None else maps.query_map),
-        _pointer(None if maps is None else maps.query_bias),
+        _pointer(maps.query_bias if isinstance(maps, LinearHash) else None),
+        _pointer(maps.share if isinstance(maps, LevelHash) else None),
         _pointer(given),
         0 if given is None else given.shape[2],
         _pointer(blocks),
@@ -195,6 +202,10 @@ def _head(cache: PagedCache, level: int) -> tuple[object, ...]:
         cache.row_bytes,
         cache.code_bytes,
     )
+
+
+def _kind(codes: LayerHash | Tensor | None) -> int:
+    return LEVELS if isinstance(codes, LevelHash) else SIGNS
 
 
 def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:

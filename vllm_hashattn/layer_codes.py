@@ -11,9 +11,10 @@ from pathlib import Path
 from torch import Tensor
 
 from .codes import pack_signs
-from .hash_file import HashFile, load
+from .hash_file import HashFile, LayerHash, load
 from .paper_file import FORMAT as PAPER_FORMAT
 from .paper_file import PaperFile, PaperNetworks, format_of, load_paper
+from .scorer_levels import LevelHash
 from .scorer_linear import LinearHash
 from .scorer_paper import HeadNetworks, PaperScorer
 
@@ -29,9 +30,9 @@ def hashes(path: str) -> HashFile | PaperFile:
     return load_paper(file) if format_of(file) == PAPER_FORMAT else load(file)
 
 
-def any_layer(file: HashFile | PaperFile) -> LinearHash | PaperNetworks:
+def any_layer(file: HashFile | PaperFile) -> LayerHash | PaperNetworks:
     """Return one of the layers, whose shape is that of all."""
-    layers: Mapping[int, LinearHash | PaperNetworks] = file.layers
+    layers: Mapping[int, LayerHash | PaperNetworks] = file.layers
     return next(iter(layers.values()))
 
 
@@ -52,7 +53,7 @@ def code_bytes(file: HashFile | PaperFile) -> int:
 
 def _code_bytes(file: HashFile | PaperFile, layer: int) -> int:
     if isinstance(file, HashFile):
-        return int(file.layers[layer].key_map.shape[2]) // 8
+        return file.layers[layer].bits // 8
     networks = file.layers[layer]
     kv_heads = file.model.get("num_key_value_heads") or networks.heads
     return networks.bits // 8 * (networks.heads // int(kv_heads))
@@ -66,27 +67,27 @@ class LayerCodes:
         kv_heads: Of this rank.
     """
 
-    def __init__(self, maps: LinearHash | PaperNetworks, kv_heads: int) -> None:
+    def __init__(self, maps: LayerHash | PaperNetworks, kv_heads: int) -> None:
         self._maps = maps
         self._paper: PaperScorer | None = None
         if isinstance(maps, PaperNetworks):
             self._paper = PaperScorer(maps.keys, maps.queries, kv_heads)
         self._kv_heads = kv_heads
 
-    def of_keys(self, keys: Tensor) -> LinearHash | Tensor:
+    def of_keys(self, keys: Tensor) -> LayerHash | Tensor:
         """Return what `kernels.store` takes for keys, [tokens, kv heads, head_dim]."""
-        if isinstance(self._maps, LinearHash):
+        if not isinstance(self._maps, PaperNetworks):
             return self._maps
         assert self._paper is not None
         return self._paper.describe(keys)
 
-    def of_queries(self, query: Tensor) -> LinearHash | Tensor:
+    def of_queries(self, query: Tensor) -> LayerHash | Tensor:
         """Return what `kernels.decode` takes for queries, [sequences, heads, dim].
 
         The codes of a group's heads, one behind the other, are compared with those of
         a key at once: the distance is the sum over the heads.
         """
-        if isinstance(self._maps, LinearHash):
+        if not isinstance(self._maps, PaperNetworks):
             return self._maps
         codes = pack_signs(self._maps.queries(query.float().transpose(0, 1)))
         joined = codes.transpose(0, 1).reshape(len(query), self._kv_heads, 1, -1)
@@ -94,11 +95,11 @@ class LayerCodes:
 
 
 def of_rank(
-    maps: LinearHash | PaperNetworks,
+    maps: LayerHash | PaperNetworks,
     heads: int,
     kv_heads: int,
     rank: Callable[[], int],
-) -> LinearHash | PaperNetworks:
+) -> LayerHash | PaperNetworks:
     """Return the part of a tensor-parallel rank.
 
     Args:
@@ -124,6 +125,13 @@ def of_rank(
     group = maps.heads // maps.key_map.shape[0]
     first = number * heads // group
     stored = slice(first, first + kv_heads)
+    if isinstance(maps, LevelHash):
+        return LevelHash(
+            maps.key_map[stored].contiguous(),
+            maps.key_bias[stored].contiguous(),
+            maps.query_map[asked].contiguous(),
+            maps.share[asked].contiguous(),
+        )
     return LinearHash(
         maps.key_map[stored].contiguous(),
         maps.key_bias[stored].contiguous(),

@@ -2,7 +2,9 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
 """What sparse decoding costs in quality: perplexity of texts, answers to tasks.
 
-Every arm runs after the same dense context.
+Every arm runs after the same dense context. What it costs is its difference to the arm
+that reads everything, on the same tokens and questions
+(:mod:`~vllm_hashattn.evaluation_change`).
 """
 
 from __future__ import annotations
@@ -19,6 +21,12 @@ from .evaluation import Evaluation
 from .evaluation_answers import Stop
 from .evaluation_arms import Arm, Reading
 from .evaluation_attention import read_context
+from .evaluation_change import block_means, change_of_blocks
+from .evaluation_likelihood import (
+    divergence_of_rows,
+    nll_of_rows,
+    same_top_of_rows,
+)
 from .long_context import Sample, chat_prompt
 from .long_context_score import Score, score_answer
 
@@ -39,6 +47,11 @@ class TextResult:
         document: Its number.
         tokens: Predicted by sparse attention.
         nll: Mean negative logarithm of their probabilities.
+        nll_changes: By how much it is above dense attention's, for each 16 tokens or so
+            in a row.
+        divergence: Mean Kullback-Leibler divergence of the distribution of the next
+            token from dense attention's, in nats.
+        same_top: Share of tokens where both find the same token most likely.
         reading: What was read.
     """
 
@@ -46,6 +59,9 @@ class TextResult:
     document: int
     tokens: int
     nll: float
+    nll_changes: tuple[float, ...]
+    divergence: float
+    same_top: float
     reading: Reading
 
 
@@ -81,20 +97,56 @@ def measure_texts(
         model: A decoder in transformers.
         documents: int64 [tokens] each.
         predicted_tokens: At the end of each, by sparse decoding.
-        arms: To compare.
+        arms: To compare; the first one reads everything.
         say: Takes a line about progress.
+
+    Raises:
+        ValueError: The first arm does not read everything, or there is too little text.
     """
+    _check_first(arms)
+    if predicted_tokens < 3:
+        raise ValueError(
+            f"hashattn: {predicted_tokens} predicted tokens were asked for; the first "
+            "follows from the dense context, and one says nothing about how much they "
+            "differ, so give at least 3."
+        )
     for number, token_ids in enumerate(documents):
         context = read_context(model, token_ids[:-predicted_tokens])
+        text = token_ids[-predicted_tokens:]
+        dense: Tensor | None = None
         for arm in arms:
             run = Evaluation(model, context, arm)
-            # The first one follows from the dense context.
-            nll = run.nll(token_ids[-predicted_tokens:])[1:]
-            result = TextResult(
-                arm.name, number, len(nll), float(nll.mean()), run.reading()
-            )
-            yield result
+            logits = run.logits(text)[1:]  # the first follows from the dense context
+            dense = logits if dense is None else dense
+            yield _text_result(arm.name, number, logits, dense, text[1:], run.reading())
         say(f"text {number + 1} of {len(documents)}: {len(token_ids):,} tokens")
+
+
+def _check_first(arms: Sequence[Arm]) -> None:
+    if not arms or arms[0].budget.density < 1.0:
+        first = arms[0].name if arms else "none"
+        raise ValueError(
+            f"hashattn: the first arm is {first!r}; the others are compared with one "
+            "that reads everything, so begin with dense_arm()."
+        )
+
+
+def _text_result(
+    arm: str,
+    document: int,
+    logits: Tensor,
+    dense: Tensor,
+    targets: Tensor,
+    reading: Reading,
+) -> TextResult:
+    nll = nll_of_rows(logits, targets)
+    return TextResult(
+        *(arm, document, len(nll), float(nll.mean())),
+        block_means(nll - nll_of_rows(dense, targets)),
+        float(divergence_of_rows(logits, dense).mean()),
+        float(same_top_of_rows(logits, dense).float().mean()),
+        reading,
+    )
 
 
 def measure_tasks(
@@ -142,3 +194,18 @@ def perplexity(results: Iterable[TextResult]) -> float:
     found = list(results)
     tokens = sum(each.tokens for each in found)
     return math.exp(sum(each.nll * each.tokens for each in found) / tokens)
+
+
+def perplexity_change(
+    results: Iterable[TextResult],
+) -> tuple[float, tuple[float, float]]:
+    """Return by what share one arm's perplexity is above dense decoding's.
+
+    Returns:
+        The share, and its 95 % interval, from differences of blocks of tokens
+        (:func:`~vllm_hashattn.evaluation_change.change_of_blocks`).
+    """
+    blocks = [block for each in results for block in each.nll_changes]
+    change = change_of_blocks(blocks)
+    low, high = change.interval
+    return math.expm1(change.mean), (math.expm1(low), math.expm1(high))

@@ -37,14 +37,16 @@ def measure_recall(
     """Compare the choice for one query with what attention would have read.
 
     Args:
-        scores: A scorer's, [query heads, tokens].
+        scores: A scorer's, [query heads, tokens], or those of groups, [kv heads,
+            tokens].
         query: [query heads, head_dim].
         keys: All keys that the query sees, [tokens, kv heads, head_dim].
         budget: How many tokens are chosen.
         positives: Keys to be found for each query head.
     """
     tokens, kv_heads, head_dim = keys.shape
-    chosen = pivotal_tokens(of_group(scores, kv_heads), budget)
+    grouped = scores if len(scores) == kv_heads else of_group(scores, kv_heads)
+    chosen = pivotal_tokens(grouped, budget)
     read = torch.zeros(kv_heads, tokens).scatter_(1, chosen, 1.0)
     by_head = read.repeat_interleave(len(query) // kv_heads, dim=0)
     weights = attention_weights(query, keys, head_dim**-0.5).float()

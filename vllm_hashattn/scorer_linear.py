@@ -69,6 +69,11 @@ class LinearHash:
         """Channels of a key."""
         return self.key_map.shape[1]
 
+    @property
+    def bits(self) -> int:
+        """Of a key's code for one KV head."""
+        return self.key_map.shape[2]
+
 
 def random_hash(
     heads: int, kv_heads: int, head_dim: int, bits: int, random: torch.Generator

@@ -25,7 +25,7 @@ def pivotal_tokens(scores: Tensor, budget: Budget) -> Tensor:
         Positions in ascending order, int64 [..., heads, chosen].
     """
     *leading, tokens = scores.shape
-    chosen = budget.chosen(tokens)
+    chosen = budget.tokens(tokens)
     everything = torch.arange(tokens, device=scores.device)
     if chosen == tokens:
         return everything.expand(scores.shape)
@@ -60,7 +60,7 @@ def causal_choice(scores: Tensor, lengths: Tensor, budget: Budget) -> Tensor:
     seen = lengths.to(scores.device).unsqueeze(1)
     recent = (token >= seen - budget.recent_tokens) & (token < seen)
     always = recent | ((token < budget.sink_tokens) & (token < seen))  # [n, tokens]
-    chosen = torch.tensor([budget.chosen(length) for length in lengths.tolist()])
+    chosen = torch.tensor([budget.tokens(length) for length in lengths.tolist()])
     best = chosen.to(scores.device) - always.sum(dim=1)
     open_to_choice = ((token < seen) & ~always).unsqueeze(1)
     ranked = scores.masked_fill(~open_to_choice, -torch.inf)

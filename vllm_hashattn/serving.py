@@ -11,10 +11,9 @@ from vllm.logger import init_logger
 from .budget import Budget
 from .compat import current_config, options_of
 from .config import HashAttnConfig
-from .hash_file import HashFile, HashFileError
+from .hash_file import HashFile, HashFileError, LayerHash
 from .layer_codes import code_bytes, hashes
 from .paper_file import PaperFile, PaperNetworks
-from .scorer_linear import LinearHash
 
 logger = init_logger("vllm.plugins.hashattn")
 
@@ -35,13 +34,13 @@ class Serving:
     budget: Budget
     code_bytes: int
 
-    def maps_of(self, layer: int) -> LinearHash | PaperNetworks:
+    def maps_of(self, layer: int) -> LayerHash | PaperNetworks:
         """Return the hash of a layer.
 
         Raises:
             HashFileError: There is none.
         """
-        found: LinearHash | PaperNetworks | None = self.file.layers.get(layer)
+        found: LayerHash | PaperNetworks | None = self.file.layers.get(layer)
         if found is None:
             raise HashFileError(
                 f"hashattn: {self.options.weights} has no hash for layer {layer}; "
@@ -92,5 +91,4 @@ def budget_of(options: HashAttnConfig) -> Budget:
         options.min_tokens,
         options.sink_tokens,
         options.recent_tokens,
-        options.sample_tokens,
     )

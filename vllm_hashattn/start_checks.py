@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 
 from .activation import check_vllm_version
 from .config import KEY, HashAttnConfig
-from .hash_file import model_fingerprint
+from .hash_file import SIGNS_FORMAT, HashFile, model_fingerprint
 from .kernels import DTYPES, HEAD_DIMS, MAX_BITS, MAX_GROUP
 from .layer_codes import code_bytes, hashes
 from .native import NoKernelsError, library
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
+
+    from .paper_file import PaperFile
 
 logger = logging.getLogger("vllm.plugins.hashattn")
 
@@ -47,10 +49,6 @@ def check(vllm_config: VllmConfig, options: HashAttnConfig) -> None:
     speculative = None if proposing is None else proposing.method
     reasons = {
         "there are backends for CPUs and CUDA only": not on_cpu and not on_cuda,
-        "on a GPU it has to be asked for: add --attention-backend CUSTOM": (
-            on_cuda and _named(vllm_config.attention_config.backend) != "CUSTOM"
-        ),
-        "sample_tokens have no kernel for GPUs": on_cuda and options.sample_tokens > 0,
         "a quantised KV cache (--kv-cache-dtype) has another layout": (
             vllm_config.cache_config.cache_dtype != "auto"
         ),
@@ -65,6 +63,7 @@ def check(vllm_config: VllmConfig, options: HashAttnConfig) -> None:
     model = vllm_config.model_config
     _check_model(model)
     if on_cuda:
+        check_for_gpu(vllm_config, hashes(options.weights))
         logger.warning(
             "hashattn: the backend for GPUs was tested in an interpreter and has not "
             "run on hardware yet. Compare its answers before you rely on it."
@@ -72,6 +71,30 @@ def check(vllm_config: VllmConfig, options: HashAttnConfig) -> None:
     else:
         _look_for_kernels()
     _check_weights(options, model)
+
+
+def check_for_gpu(vllm_config: VllmConfig, file: HashFile | PaperFile) -> None:
+    """Refuse what the backend for GPUs cannot do.
+
+    Raises:
+        UnsupportedError: Says what and why.
+    """
+    signs = isinstance(file, HashFile) and file.format == SIGNS_FORMAT
+    _refuse(
+        {
+            "on a GPU it has to be asked for: add --attention-backend CUSTOM": (
+                _named(vllm_config.attention_config.backend) != "CUSTOM"
+            ),
+            "on a GPU there are kernels for codes of signs only: train them with "
+            "vllm-hashattn train --codes signs": not signs,
+            "on a GPU speculative decoding asks for several tokens at once": (
+                vllm_config.speculative_config is not None
+            ),
+            "on a GPU two micro-batches at once would share buffers": (
+                vllm_config.parallel_config.use_ubatching
+            ),
+        }
+    )
 
 
 def _look_for_kernels() -> None:

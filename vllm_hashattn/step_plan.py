@@ -45,7 +45,7 @@ class StepPlan:
         places: Of tokens that decode, in the batch, int64 [decodes].
         rows: Of their sequences in the block table, int64 [decodes].
         held: Tokens that each could read, int32 [decodes].
-        chosen: Tokens that a sparse layer chooses for each, int32 [decodes].
+        chosen: Tokens that a sparse layer reads for each, int32 [decodes].
         prefills: The rest.
         in_order: The decoding tokens are the whole batch, in its order.
     """
@@ -92,7 +92,7 @@ def plan_step(
             places.append(first + place)
             rows.append(row)
             held.append(seen)
-            chosen.append(seen if dense else own.chosen(seen))
+            chosen.append(seen if dense else own.tokens(seen))
     return StepPlan(
         torch.tensor(places, dtype=torch.int64),
         torch.tensor(rows, dtype=torch.int64),

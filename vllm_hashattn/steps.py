@@ -26,20 +26,16 @@ class StepCounts:
     tokens_read: int = 0
     tokens_scanned: int = 0
 
-    def count(
-        self, held: Sequence[int], chosen: Sequence[int], sample_tokens: int = 0
-    ) -> None:
+    def count(self, held: Sequence[int], chosen: Sequence[int]) -> None:
         """Add a step.
 
         Args:
             held: Tokens that each decoding token could read.
-            chosen: Of these, chosen; all where it is read whole.
-            sample_tokens: Read besides where not all are.
+            chosen: Of these, read; all where it is read whole.
         """
         for could, takes in zip(held, chosen, strict=True):
-            read = min(takes + sample_tokens, could)
             self.tokens_held += could
-            self.tokens_read += read
+            self.tokens_read += takes
             if takes < could:
                 self.sparse += 1
                 self.tokens_scanned += could

@@ -16,11 +16,13 @@ from torch.nn.functional import scaled_dot_product_attention
 from .attention import attend_biased
 from .budget import Budget
 from .codes import agreement
+from .hash_file import LayerHash
 from .paged_cache import PagedCache
-from .residual import residual_bias
 from .scorer import of_group
+from .scorer_levels import LevelHash, LevelScorer
 from .scorer_linear import LinearHash, LinearScorer
 from .selection import pivotal_tokens
+from .weighted_choice import choice_bias, distances, steps_of
 
 _LEAST = 1e-9  # a density that leaves the number to `min_tokens`
 
@@ -30,7 +32,7 @@ def store(
     keys: Tensor,
     values: Tensor,
     slots: Tensor,
-    codes: LinearHash | Tensor | None,
+    codes: LayerHash | Tensor | None,
 ) -> None:
     """Write keys, values and codes; see :func:`vllm_hashattn.kernels.store`."""
     kept = slots >= 0
@@ -44,13 +46,15 @@ def store(
         return
     if isinstance(codes, LinearHash):
         codes = LinearScorer(codes).describe(keys)
+    elif isinstance(codes, LevelHash):
+        codes = LevelScorer(codes).describe(keys)
     cache.codes()[block, :, offset] = codes[kept]
 
 
 def decode(
     cache: PagedCache,
     query: Tensor,
-    codes: LinearHash | Tensor | None,
+    codes: LayerHash | Tensor | None,
     blocks: Tensor,
     tokens: Tensor,
     chosen: Tensor,
@@ -65,14 +69,35 @@ def decode(
         if held <= 0:
             continue
         keys, values, stored = cache.read(blocks[row], held)
-        heads = torch.arange(keys.shape[1]).unsqueeze(1)
         bias = torch.zeros(keys.shape[1], held)
-        if read < held:
+        if read < held and isinstance(codes, LevelHash):
+            bias = _drawn(query[row], codes, stored, budget, read)
+        elif read < held:
+            assert not isinstance(codes, LevelHash)
             picked = _picked(query[row], codes, stored, row, budget, read)
-            bias.fill_(-torch.inf)
-            bias[heads, picked] = 0.0
-            bias = residual_bias(bias == 0.0, budget.sample_tokens)
+            bias.fill_(-torch.inf).scatter_(1, picked, 0.0)
         out[row] = attend_biased(query[row], keys, values, scale, bias)
+
+
+def _drawn(
+    query: Tensor, maps: LevelHash, stored: Tensor, budget: Budget, read: int
+) -> Tensor:
+    """Draw tokens of one sequence; returns a bias, float32 [kv heads, tokens]."""
+    scorer = LevelScorer(maps)
+    asked, units = scorer.asked(query)
+    tokens, kv_heads = stored.shape[:2]
+    first = min(budget.sink_tokens, tokens)
+    last = max(tokens - budget.recent_tokens, first)
+    found = distances(
+        *(scorer.dots(asked, stored), steps_of(units), maps.share, kv_heads),
+        (first, last),
+    )
+    wanted = max(read - first - (tokens - last), 0)
+    return choice_bias(
+        found.unsqueeze(0),
+        *(torch.tensor([tokens]), torch.tensor([wanted])),
+        *(budget.sink_tokens, budget.recent_tokens),
+    )[0]
 
 
 def _picked(
@@ -91,7 +116,7 @@ def _picked(
         # [kv heads, codes, 1, bytes] with [kv heads, 1, tokens, bytes]
         each = agreement(codes[row].unsqueeze(2), stored.transpose(0, 1).unsqueeze(1))
         scores = each.sum(dim=1)
-    exactly = replace(budget, density=_LEAST, min_tokens=read, sample_tokens=0)
+    exactly = replace(budget, density=_LEAST, min_tokens=read)
     return pivotal_tokens(scores, exactly)
 
 

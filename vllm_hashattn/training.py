@@ -44,7 +44,8 @@ class TrainingSettings:
     """How a layer is trained.
 
     Attributes:
-        bits: Of a key's code, a multiple of 8.
+        bits: Of a key's code, a multiple of 64, or of 8 where they are signs.
+        codes: What they are: "levels" or "signs".
         steps: Of the optimiser.
         queries: For each step, from one document.
         positives: Keys to find for each query.
@@ -53,10 +54,14 @@ class TrainingSettings:
         sink_tokens: First tokens, read anyway and not learned.
         recent_tokens: Newest tokens, likewise.
         seed: For maps and samples.
+
+    Raises:
+        ValueError: There are no such codes, or not of so many bits.
     """
 
     bits: int = 128
-    steps: int = 500
+    codes: str = "levels"
+    steps: int = 400
     queries: int = 48
     positives: int = 32
     positive_weight: float = 20.0
@@ -64,6 +69,19 @@ class TrainingSettings:
     sink_tokens: int = 64
     recent_tokens: int = 64
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        multiple = {"levels": 64, "signs": 8}.get(self.codes)
+        if multiple is None:
+            raise ValueError(
+                f"hashattn: codes {self.codes!r} were asked for; they can be levels or "
+                "signs."
+            )
+        if self.bits < multiple or self.bits % multiple:
+            raise ValueError(
+                f"hashattn: {self.bits} bits were asked for; codes of {self.codes} "
+                f"need a multiple of {multiple}."
+            )
 
 
 def train_layer(

@@ -32,7 +32,9 @@ from .training import (
 )
 
 HIDDEN = 128
-PAPER_SETTINGS = TrainingSettings(bits=32, sink_tokens=128, recent_tokens=128)
+PAPER_SETTINGS = TrainingSettings(
+    bits=32, codes="signs", sink_tokens=128, recent_tokens=128
+)
 
 
 def train_paper_layer(

@@ -15,17 +15,21 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from .budget import Budget
-from .capture import capture
-from .hash_file import HashFile, load, model_fingerprint
+from .capture import capture, offsets
+from .hash_file import HashFile, LayerHash, load, model_fingerprint
 from .recall import measure_recall
 from .scorer import OracleScorer, Scorer, WindowScorer
-from .scorer_linear import LinearHash, LinearScorer
+from .scorer_levels import LevelHash, LevelScorer
+from .scorer_linear import LinearScorer
 from .training import Captured, TrainingSettings, train_layer
+from .training_levels import train_levels
+from .weighted_choice import distances, steps_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -93,15 +97,33 @@ class TrainingRun:
         self._work.mkdir(parents=True, exist_ok=True)
         marker.write_text(described, "utf-8")
 
-    def capture(self, model: PreTrainedModel, documents: Documents) -> None:
-        """Run the documents that were not run yet."""
+    def capture(
+        self,
+        model: PreTrainedModel,
+        documents: Documents,
+        longest: int | None = None,
+    ) -> None:
+        """Run the documents that were not run yet.
+
+        Args:
+            model: In transformers.
+            documents: Of one length.
+            longest: Positions that will be served, all of the model's where it is not
+                given; documents are spread over them.
+        """
         everything = [*documents.training, *documents.held_out]
+        limit = longest or model.config.get_text_config().max_position_embeddings
+        places = [
+            place
+            for part in (documents.training, documents.held_out)
+            for place in offsets(len(part), max(map(len, part), default=0), limit)
+        ]
         for number, token_ids in enumerate(everything):
             path = self._work / f"document-{number:03}.pt"
             if path.is_file():
                 continue
             started_s = time.perf_counter()
-            found = capture(model, token_ids, _QUERIES, seed=number)
+            found = capture(model, token_ids, _QUERIES, number, places[number])
             kept = {layer: asdict(each) for layer, each in found.items()}
             torch.save(kept, path.with_suffix(".part"))
             path.with_suffix(".part").replace(path)
@@ -141,23 +163,24 @@ class TrainingRun:
 
     def _layer(
         self, layer: int, training: Sequence[Captured], held_out: Sequence[Captured]
-    ) -> tuple[LinearHash, LayerReport]:
+    ) -> tuple[LayerHash, LayerReport]:
         path = self._work / f"layer-{layer:03}.safetensors"
         if path.is_file():
             finished = load(path)
             return finished.layers[layer], LayerReport(**finished.training)
         started_s = time.perf_counter()
-        losses = []
-        for loss, latest in train_layer(training, self._settings):
+        train = train_levels if self._settings.codes == "levels" else train_layer
+        losses, maps = [], None
+        for loss, latest in train(training, self._settings):
             losses.append(loss)
             maps = latest
+        if maps is None:
+            raise ValueError("hashattn: 0 steps were asked for; give at least one.")
         seconds = time.perf_counter() - started_s
         tail = losses[-max(len(losses) // 10, 1) :]
-        head_dim = maps.key_map.shape[1]
         scorers: dict[str, Scorer] = {
-            "linear": LinearScorer(maps),
-            "linear asymmetric": LinearScorer(maps, asymmetric=True),
-            "oracle": OracleScorer(head_dim),
+            **_own_scorers(maps),
+            "oracle": OracleScorer(maps.head_dim),
             "window": WindowScorer(),
         }
         found = {name: _recall(scorer, held_out) for name, scorer in scorers.items()}
@@ -172,6 +195,27 @@ class TrainingRun:
         return maps, report
 
 
+def _own_scorers(maps: LayerHash) -> dict[str, Scorer]:
+    if isinstance(maps, LevelHash):
+        return {"levels": LevelScorer(maps)}
+    return {
+        "linear": LinearScorer(maps),
+        "linear asymmetric": LinearScorer(maps, asymmetric=True),
+    }
+
+
+def _scores(scorer: Scorer, query: Tensor, described: Tensor, kv_heads: int) -> Tensor:
+    """Scores to choose by: of query heads, or of groups where weights are estimated."""
+    if not isinstance(scorer, LevelScorer):
+        return scorer.score(query, described)
+    asked, units = scorer.asked(query)
+    last = len(described) - _EVALUATED.recent_tokens
+    return -distances(
+        *(scorer.dots(asked, described), steps_of(units), scorer.maps.share),
+        *(kv_heads, (_EVALUATED.sink_tokens, last)),
+    )
+
+
 def _recall(scorer: Scorer, documents: Sequence[Captured]) -> tuple[float, float]:
     """Mean recall and mass over queries of the documents."""
     found = []
@@ -180,18 +224,16 @@ def _recall(scorer: Scorer, documents: Sequence[Captured]) -> tuple[float, float
         step = max(len(document.queries) // _HELD_OUT_QUERIES, 1)
         for i in range(0, len(document.queries), step):
             query, seen = document.queries[i], int(document.positions[i]) + 1
-            scores = scorer.score(query, described[:seen])
             keys = document.keys[:seen]
+            scores = _scores(scorer, query, described[:seen], keys.shape[1])
             found.append(measure_recall(scores, query, keys, _EVALUATED))
     count = max(len(found), 1)
     return sum(f.recall for f in found) / count, sum(f.mass for f in found) / count
 
 
 def _line(report: LayerReport, layers: int) -> str:
-    recall: dict[str, Any] = report.recall
+    found = ", ".join(f"{name} {share:.0%}" for name, share in report.recall.items())
     return (
-        f"layer {report.layer + 1} of {layers}: loss {report.loss:.3f}, recall "
-        f"{recall['linear']:.0%} (asymmetric {recall['linear asymmetric']:.0%}, oracle "
-        f"{recall['oracle']:.0%}, window {recall['window']:.0%}), "
-        f"{report.seconds:.0f} s"
+        f"layer {report.layer + 1} of {layers}: loss {report.loss:.3f}, recall of "
+        f"{found}, {report.seconds:.0f} s"
     )

@@ -262,11 +262,6 @@ def _check_step(
                 f"hashattn: a {name} of {tuple(found)} was given; it must be "
                 f"{tuple(wanted)} for this query, cache and workspace."
             )
-    if maps is not None and budget.sample_tokens:
-        raise ValueError(
-            f"hashattn: {budget.sample_tokens} sample_tokens were asked for; the "
-            "Triton kernels choose tokens only, so give 0."
-        )
     most = budget.tokens(max_tokens)
     if maps is not None and most > workspace.positions.shape[2]:
         raise ValueError(

@@ -143,13 +143,13 @@ def _random_hash(model: Path, path: Path) -> None:
 
     from vllm_hashattn.calibration import Geometry
     from vllm_hashattn.hash_file import HashFile, model_fingerprint
-    from vllm_hashattn.scorer_linear import random_hash
+    from vllm_hashattn.scorer_levels import random_levels
 
     fingerprint = model_fingerprint(model)
     shape = Geometry.of_model(model)
     random = torch.Generator().manual_seed(0)
     layers = {
-        layer: random_hash(shape.heads, shape.kv_heads, shape.head_dim, 128, random)
+        layer: random_levels(shape.heads, shape.kv_heads, shape.head_dim, 128, random)
         for layer in range(fingerprint["num_hidden_layers"])
     }
     HashFile(layers, fingerprint, {}).save(path)

@@ -36,6 +36,7 @@ from vllm_hashattn.budget import Budget
 from vllm_hashattn.evaluation_arms import (
     Arm,
     dense_arm,
+    levels_arm,
     linear_arm,
     oracle_arm,
     paper_arm,
@@ -55,7 +56,6 @@ SCRATCH = Path("results/hashattn")  # of quick runs, not published
 DENSITIES = (1 / 16, 1 / 32)
 DENSE_LAYERS = 2
 SINK_TOKENS = RECENT_TOKENS = 32
-SAMPLES = 64
 PREDICTED = 128
 
 
@@ -85,7 +85,6 @@ def main() -> int:
                 "dense_layers": DENSE_LAYERS,
                 "sink_tokens": SINK_TOKENS,
                 "recent_tokens": RECENT_TOKENS,
-                "sample_tokens": SAMPLES,
             },
             **_of_model(folder(), options),
         }
@@ -99,20 +98,19 @@ def arms_of(model_folder: Path, density: float) -> list[Arm]:
     """All sparse arms at one density; the hashes are trained if need be."""
     hashes = hashes_of(model_folder)
     model = model_fingerprint(model_folder)
-    head_dim = next(iter(hashes.linear.layers.values())).head_dim
+    head_dim = next(iter(hashes.signs.layers.values())).head_dim
     kv_heads = int(model["num_key_value_heads"])
     budget = Budget(density, 0, SINK_TOKENS, RECENT_TOKENS)
-    linear = linear_arm(hashes.linear, budget, DENSE_LAYERS)
+    linear = linear_arm(hashes.signs, budget, DENSE_LAYERS)
     arms = [
         oracle_arm(head_dim, budget, DENSE_LAYERS),
+        levels_arm(hashes.levels, budget, DENSE_LAYERS),
+        levels_arm(hashes.levels, budget, DENSE_LAYERS, weighs=False),
         linear,
-        linear_arm(hashes.linear, budget, DENSE_LAYERS, asymmetric=True),
+        linear_arm(hashes.signs, budget, DENSE_LAYERS, asymmetric=True),
         quest_arm(head_dim, budget, DENSE_LAYERS),
         window_arm(budget, DENSE_LAYERS),
     ]
-    if density == DENSITIES[0]:
-        sampled = replace(budget, sample_tokens=SAMPLES)
-        arms.append(replace(linear, name="linear, sampled rest", budget=sampled))
     if hashes.paper is not None:
         arms.append(paper_arm(hashes.paper, kv_heads, budget, DENSE_LAYERS))
     return [replace(arm, name=f"{arm.name} 1/{round(1 / density)}") for arm in arms]

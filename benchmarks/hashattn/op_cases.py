@@ -23,7 +23,7 @@ from vllm_hashattn import kernels
 from vllm_hashattn.budget import Budget
 from vllm_hashattn.huge_pages import ask_for_huge_pages
 from vllm_hashattn.paged_cache import PagedCache
-from vllm_hashattn.scorer_linear import random_hash
+from vllm_hashattn.scorer_levels import random_levels
 
 BLOCK_TOKENS = 128
 CODE_BYTES = 16
@@ -82,7 +82,7 @@ class OwnLayer:
         self._tokens = torch.full((batch,), tokens, dtype=torch.int32)
         kv, heads, dim = shape.kv_heads, shape.heads, shape.head_dim
         bits = 8 * CODE_BYTES
-        self._maps = random_hash(heads, kv, dim, bits, random)
+        self._maps = random_levels(heads, kv, dim, bits, random)
         self._query = torch.randn(batch, heads, dim, generator=random).to(DTYPE)
         self._out = torch.empty_like(self._query)
 
@@ -100,7 +100,7 @@ class OwnLayer:
     def decode(self, budget: Budget | None) -> Callable[[int], None]:
         """Return one decoding step of the layer, sparse or whole."""
         tokens = int(self._tokens[0])
-        count = tokens if budget is None else budget.chosen(tokens)
+        count = tokens if budget is None else budget.tokens(tokens)
         chosen = torch.full_like(self._tokens, count)
         own = budget or Budget(1.0)
         scale = self._shape.head_dim**-0.5

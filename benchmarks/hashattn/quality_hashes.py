@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
-"""Hashes for the quality benchmark: linear and the paper's, trained on the same text.
+"""Hashes for the quality benchmark: of all kinds, trained on the same texts.
 
 Essays and Python's own sources; the files that quality is measured on are others. The
 paper's networks take several times as long, and are trained for the small model alone.
@@ -21,17 +21,17 @@ import torch
 
 from benchmarks.hashattn.long_model import ensure_long_model
 from scripts.model_cache import cache_dir, demo_model_dir
-from vllm_hashattn.capture import capture
-from vllm_hashattn.hash_file import HashFile, load, model_fingerprint
+from vllm_hashattn.capture import capture, offsets
+from vllm_hashattn.hash_file import HashFile, LayerHash, load, model_fingerprint
 from vllm_hashattn.paper_file import PaperFile, PaperNetworks, load_paper
-from vllm_hashattn.scorer_linear import LinearHash
 from vllm_hashattn.training import Captured, TrainingSettings, train_layer
+from vllm_hashattn.training_levels import train_levels
 from vllm_hashattn.training_paper import PAPER_SETTINGS, train_paper_layer
 from vllm_hashattn.training_texts import read_documents
 
 TOKENS = 4096
-DOCUMENTS = 6
-STEPS = 200
+DOCUMENTS = 12
+STEPS = 240
 _QUERIES = 256
 _TRAINED_MODULES = ("argparse", "inspect", "subprocess", "pickle", "zipfile")
 MEASURED_MODULES = ("tarfile", "typing", "datetime", "doctest")
@@ -44,11 +44,13 @@ class Hashes:
     """Of one model.
 
     Attributes:
-        linear: 128 bits for each KV head.
+        levels: 128 bits for each KV head, sixteen levels of 32 channels.
+        signs: As many bits, signs.
         paper: 32 bits for each query head; None where they were not trained.
     """
 
-    linear: HashFile
+    levels: HashFile
+    signs: HashFile
     paper: PaperFile | None
 
 
@@ -77,27 +79,33 @@ def hashes_of(model_folder: Path) -> Hashes:
     """Return trained hashes; trains them at the first call."""
     folder = cache_dir() / "hashattn" / f"{model_folder.name}-{TOKENS}-{STEPS}"
     folder.mkdir(parents=True, exist_ok=True)
-    linear, paper = folder / "linear.safetensors", folder / "paper.safetensors"
+    files = {kind: folder / f"{kind}.safetensors" for kind in ("levels", "signs")}
+    paper = folder / "paper.safetensors"
     with_paper = model_folder == demo_model_dir()
-    if not linear.is_file() or (with_paper and not paper.is_file()):
+    wanted = [*files.values(), *([paper] if with_paper else [])]
+    if not all(path.is_file() for path in wanted):
         captured = _captured(model_folder)
         fingerprint = model_fingerprint(model_folder)
-        _linear(captured, fingerprint).save(linear)
-        if with_paper:
+        for kind, path in files.items():
+            if not path.is_file():
+                _trained(kind, captured, fingerprint).save(path)
+        if with_paper and not paper.is_file():
             _paper(captured, fingerprint).save(paper)
-    return Hashes(load(linear), load_paper(paper) if with_paper else None)
+    levels, signs = (load(path) for path in files.values())
+    return Hashes(levels, signs, load_paper(paper) if with_paper else None)
 
 
-def _linear(
-    captured: list[dict[int, Captured]], fingerprint: dict[str, Any]
+def _trained(
+    kind: str, captured: list[dict[int, Captured]], fingerprint: dict[str, Any]
 ) -> HashFile:
-    settings = TrainingSettings(steps=STEPS)
-    layers: dict[int, LinearHash] = {}
+    settings = TrainingSettings(codes=kind, steps=STEPS)
+    train = train_levels if kind == "levels" else train_layer
+    layers: dict[int, LayerHash] = {}
     for layer in sorted(captured[0]):
         started_s = time.perf_counter()
-        for _, maps in train_layer([each[layer] for each in captured], settings):
+        for _, maps in train([each[layer] for each in captured], settings):
             layers[layer] = maps
-        _say(f"layer {layer}: linear {time.perf_counter() - started_s:.0f} s")
+        _say(f"layer {layer}: {kind} {time.perf_counter() - started_s:.0f} s")
     return HashFile(layers, fingerprint, asdict(settings))
 
 
@@ -123,14 +131,18 @@ def _captured(model_folder: Path) -> list[dict[int, Captured]]:
     texts = essays(_TRAINED_ESSAYS)
     code = modules(_TRAINED_MODULES)
     half = DOCUMENTS // 2
-    documents = [
-        *read_documents(texts, tokenizer, TOKENS, half, 0).training,
-        *read_documents(code, tokenizer, TOKENS, half, 0).training,
-    ]
+    # By turns, so that both lie at early and at late positions.
+    pairs = zip(
+        read_documents(texts, tokenizer, TOKENS, half, 0).training,
+        read_documents(code, tokenizer, TOKENS, half, 0).training,
+        strict=True,
+    )
+    documents = [each for pair in pairs for each in pair]
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16)
     found = []
+    places = offsets(len(documents), TOKENS, model.config.max_position_embeddings)
     for number, token_ids in enumerate(documents):
-        found.append(capture(model, token_ids, _QUERIES, seed=number))
+        found.append(capture(model, token_ids, _QUERIES, number, places[number]))
         _say(f"{model_folder.name}: document {number + 1} of {len(documents)}")
     return found
 

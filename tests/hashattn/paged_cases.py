@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vllm_hashattn.hash_file import LayerHash
 from vllm_hashattn.kernels import store
 from vllm_hashattn.paged_cache import PagedCache
+from vllm_hashattn.scorer_levels import LevelHash, random_levels
 from vllm_hashattn.scorer_linear import LinearHash, random_hash
 
 SPARE_BLOCKS = 3
@@ -40,12 +42,38 @@ def random_maps(
     return random_hash(heads, kv_heads, dim, bits, random)
 
 
+def random_level_maps(
+    heads: int, kv_heads: int, dim: int, bits: int, seed: int = 0
+) -> LevelHash:
+    random = torch.Generator().manual_seed(seed)
+    return random_levels(heads, kv_heads, dim, bits, random)
+
+
+def whole_levels(
+    heads: int, kv_heads: int, dim: int, bits: int, seed: int = 0
+) -> LevelHash:
+    """Maps of few digits, whose products with such queries are exact in any order."""
+    maps = random_level_maps(heads, kv_heads, dim, bits, seed)
+    random = torch.Generator().manual_seed(seed)
+    return LevelHash(
+        maps.key_map,
+        maps.key_bias,
+        (maps.query_map * 1024).round() / 1024,
+        torch.rand(heads, generator=random) * 0.9 + 0.1,
+    )
+
+
+def whole_query(*shape: int, seed: int = 0) -> Tensor:
+    random = torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, generator=random) * 8).round() / 8
+
+
 def paged(
     lengths: list[int],
     kv_heads: int,
     dim: int,
     dtype: torch.dtype,
-    maps: LinearHash | None,
+    maps: LayerHash | None,
     block_tokens: int = 32,
     code_bytes: int = 16,
     level: int = -1,

@@ -18,7 +18,13 @@ import torch
 
 pytest.importorskip("triton")
 
-from vllm.config import CacheConfig, ModelConfig, VllmConfig, set_current_vllm_config
+from vllm.config import (
+    AttentionConfig,
+    CacheConfig,
+    ModelConfig,
+    VllmConfig,
+    set_current_vllm_config,
+)
 from vllm.platforms.interface import DeviceCapability
 from vllm.v1.attention import backend as vllm_backend
 from vllm.v1.attention.backends import registry, triton_attn
@@ -30,6 +36,7 @@ from vllm.v1.kv_cache_interface import (
     SlidingWindowSpec,
 )
 
+from tests.hashattn.paged_cases import random_level_maps
 from tests.hashattn.test_triton_cases import random_maps
 from vllm_hashattn import backend_cuda, serving
 from vllm_hashattn.backend_cuda import (
@@ -41,6 +48,7 @@ from vllm_hashattn.backend_cuda import (
 )
 from vllm_hashattn.budget import Budget
 from vllm_hashattn.hash_file import HashFile
+from vllm_hashattn.start_checks import UnsupportedError, check_for_gpu
 
 CPU = torch.device("cpu")
 OPTIONS = {
@@ -220,18 +228,23 @@ def test_what_cannot_work_is_refused(config: VllmConfig) -> None:
         def __getattr__(self, name: str) -> object:
             return getattr(config, name)
 
-    with current(config):
-        options = backend_cuda.serving().options
-    assert backend_cuda._limits(config, options) == (8192, 64)
-    with pytest.raises(ValueError, match="sample_tokens have no kernel"):
-        backend_cuda._limits(config, replace(options, sample_tokens=8))
-    with pytest.raises(ValueError, match="speculative decoding"):
-        backend_cuda._limits(Unlike(speculative_config=object()), options)
+    asked = AttentionConfig(backend=registry.AttentionBackendEnum.CUSTOM)
+    usual = {"attention_config": asked}
+    signs = HashFile({0: random_maps(9, 3, 64, 128)}, {}, {})
+    levels = HashFile({0: random_level_maps(9, 3, 64, 128)}, {}, {})
+    check_for_gpu(Unlike(**usual), signs)
     two = replace(config.parallel_config, enable_dbo=True)
-    with pytest.raises(ValueError, match="two micro-batches"):
-        backend_cuda._limits(Unlike(parallel_config=two), options)
+    for parts, file, reason in (
+        ({}, signs, "add --attention-backend CUSTOM"),
+        (usual, levels, "--codes signs"),
+        ({**usual, "speculative_config": object()}, signs, "speculative decoding"),
+        ({**usual, "parallel_config": two}, signs, "two micro-batches"),
+    ):
+        with pytest.raises(UnsupportedError, match=reason):
+            check_for_gpu(Unlike(**parts), file)
+    assert backend_cuda._limits(config) == (8192, 64)
     with pytest.raises(ValueError, match="outside of vLLM's configuration"):
-        backend_cuda._limits(None, options)
+        backend_cuda._limits(None)
     serving._CURRENT.clear()
     with pytest.raises(ValueError, match="without a hash file"):
         backend_cuda.serving()

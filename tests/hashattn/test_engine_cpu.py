@@ -15,9 +15,10 @@ from prometheus_client import REGISTRY
 from vllm import LLM, SamplingParams
 from vllm.exceptions import VLLMValidationError
 
+from tests.hashattn.paged_cases import random_maps
 from tests.hashattn.test_layer_codes import networks
 from vllm_hashattn import serving
-from vllm_hashattn.hash_file import model_fingerprint
+from vllm_hashattn.hash_file import HashFile, model_fingerprint
 from vllm_hashattn.paper_file import PaperFile
 from vllm_hashattn.request_density import FIELD
 from vllm_hashattn.steps import STEPS
@@ -246,16 +247,23 @@ def wait_for_count(read: str, least: float) -> None:
     raise AssertionError(f"{found} tokens were counted, not {least}")
 
 
-def test_the_papers_networks_serve_as_well(
+@pytest.mark.parametrize("kind", ["signs", "paper"])
+def test_codes_of_signs_serve_as_well(
+    kind: str,
     plain: Run,
     model_path: str,
     prompts: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path = tmp_path / "paper.safetensors"
-    layers = {layer: networks(9, 64, 32, seed=layer) for layer in range(30)}
-    PaperFile(layers, model_fingerprint(Path(model_path)), {}).save(path)
+    path = tmp_path / "hash.safetensors"
+    model = model_fingerprint(Path(model_path))
+    if kind == "paper":
+        layers = {layer: networks(9, 64, 32, seed=layer) for layer in range(30)}
+        PaperFile(layers, model, {}).save(path)
+    else:
+        signs = {layer: random_maps(9, 3, 64, 128, seed=layer) for layer in range(30)}
+        HashFile(signs, model, {}).save(path)
     options = {**SPARSE, "weights": str(path)}
     found = run(model_path, prompts, monkeypatch, options)
     assert found.sparse > 80 and found.read < 0.25 * found.held

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig
 from vllm import LLM, SamplingParams
 
-from tests.hashattn.paged_cases import random_maps
+from tests.hashattn.paged_cases import random_level_maps
 from vllm_hashattn import serving
 from vllm_hashattn.hash_file import HashFile, model_fingerprint
 from vllm_hashattn.steps import STEPS
@@ -74,7 +74,7 @@ def answers(model: Path, options: dict[str, Any] | None) -> list[list[int]]:
 def made(config: Any, folder: Path) -> Path:  # noqa: ANN401
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    layers = {layer: random_maps(4, 2, 64, 128, seed=layer) for layer in range(4)}
+    layers = {layer: random_level_maps(4, 2, 64, 128, seed=layer) for layer in range(4)}
     fingerprint = model_fingerprint(folder)
     # Beside the model's folder: vLLM loads every safetensors file in it.
     HashFile(layers, fingerprint, {}).save(folder.with_suffix(".hash"))

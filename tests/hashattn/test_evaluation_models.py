@@ -14,6 +14,7 @@ from vllm_hashattn.evaluation import Evaluation
 from vllm_hashattn.evaluation_answers import Stop
 from vllm_hashattn.evaluation_arms import dense_arm, oracle_arm
 from vllm_hashattn.evaluation_attention import read_context
+from vllm_hashattn.evaluation_likelihood import nll_of_rows
 
 if TYPE_CHECKING:
     from transformers import Qwen2ForCausalLM
@@ -56,9 +57,13 @@ def test_qwen2_gives_its_own_probabilities_and_answers() -> None:
         chances = model(ids.unsqueeze(0)).logits[0, 119:-1].log_softmax(dim=-1)
     expected = -chances.gather(1, ids[120:].unsqueeze(1))[:, 0]
     dense = Evaluation(model, context, dense_arm())
-    torch.testing.assert_close(dense.nll(ids[120:]), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        nll_of_rows(dense.logits(ids[120:]), ids[120:]), expected, rtol=1e-4, atol=1e-4
+    )
     sparse = Evaluation(model, context, oracle_arm(DIM, SPARSE, dense_layers=1))
-    assert (sparse.nll(ids[120:]) - expected).abs().max() > 0.01
+    assert (
+        nll_of_rows(sparse.logits(ids[120:]), ids[120:]) - expected
+    ).abs().max() > 0.01
     assert sparse.reading().read_tokens < 0.12 * sparse.reading().seen_tokens
 
     questions = [[3, 5, 8], [13], [21, 34, 55, 89]]

@@ -11,7 +11,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vllm_hashattn.hash_file import HashFile, HashFileError, load, model_fingerprint
+from tests.hashattn.paged_cases import random_level_maps
+from vllm_hashattn.hash_file import (
+    LEVELS_FORMAT,
+    SIGNS_FORMAT,
+    HashFile,
+    HashFileError,
+    load,
+    model_fingerprint,
+)
+from vllm_hashattn.scorer_levels import LevelHash
 from vllm_hashattn.scorer_linear import LinearHash
 
 
@@ -95,3 +104,21 @@ def test_fingerprint_knows_the_model_and_its_weights(
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(HashFileError, match="no folder of a model"):
         model_fingerprint(tmp_path)
+
+
+def test_levels_come_back_and_kinds_do_not_mix(
+    trained: HashFile, tmp_path: Path
+) -> None:
+    path = tmp_path / "levels.safetensors"
+    levels = {layer: random_level_maps(6, 2, 64, 128, seed=layer) for layer in (0, 5)}
+    HashFile(levels, {"hidden_size": 64}, {"steps": 3}).save(path)
+    found = load(path)
+    assert found.format == LEVELS_FORMAT and trained.format == SIGNS_FORMAT
+    for layer, maps in levels.items():
+        again = found.layers[layer]
+        assert isinstance(again, LevelHash)
+        assert torch.equal(again.query_map, maps.query_map)
+        assert torch.equal(again.share, maps.share)
+    mixed = HashFile({**trained.layers, 9: levels[0]}, {}, {})
+    with pytest.raises(ValueError, match="holds one kind of code in all layers"):
+        mixed.save(path)

@@ -3,6 +3,7 @@
 """CPU kernels of every instruction set, against the reference in torch."""
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,29 +12,36 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.hashattn.paged_cases import Paged, paged, random_maps
+from tests.hashattn.paged_cases import (
+    Paged,
+    paged,
+    random_maps,
+    whole_levels,
+    whole_query,
+)
 from vllm_hashattn.attention import attend_biased
 from vllm_hashattn.budget import Budget
+from vllm_hashattn.hash_file import LayerHash
 from vllm_hashattn.kernels import TORCH, decode, prefill, store
 from vllm_hashattn.native import library
 from vllm_hashattn.paged_cache import PagedCache
-from vllm_hashattn.residual import residual_bias
 from vllm_hashattn.scorer import of_group
-from vllm_hashattn.scorer_linear import LinearHash, LinearScorer
+from vllm_hashattn.scorer_levels import LevelHash, LevelScorer
+from vllm_hashattn.scorer_linear import LinearScorer
 from vllm_hashattn.selection import pivotal_tokens
+from vllm_hashattn.weighted_choice import choice_bias, distances, steps_of
 
 BEST = library().hashattn_level()
 LEVELS = [TORCH, *range(BEST + 1)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SPARSE = Budget(0.1, min_tokens=0, sink_tokens=4, recent_tokens=8)
-SAMPLED = replace(SPARSE, density=0.2, sample_tokens=7)
 DENSE = Budget(1.0)
 
 
 def run(
-    case: Paged, query: Tensor, maps: LinearHash, budget: Budget, level: int
+    case: Paged, query: Tensor, maps: LayerHash, budget: Budget, level: int
 ) -> Tensor:
-    chosen = torch.tensor([budget.chosen(n) for n in case.tokens.tolist()])
+    chosen = torch.tensor([budget.tokens(n) for n in case.tokens.tolist()])
     return decode(
         case.cache,
         query,
@@ -48,29 +56,49 @@ def run(
 
 
 def expected(
-    case: Paged, query: Tensor, maps: LinearHash, budget: Budget
+    case: Paged, query: Tensor, maps: LayerHash, budget: Budget
 ) -> list[Tensor]:
     """In float64, over what the reference chooses by the codes in the cache."""
-    scorer = LinearScorer(maps)
     codes = case.cache.codes()
     results = []
     for i, (keys, values) in enumerate(zip(case.keys, case.values, strict=True)):
         token = torch.arange(len(keys))
         block = case.blocks[i].to(torch.int64)[token // case.cache.block_tokens]
         described = codes[block, :, token % case.cache.block_tokens]
-        scores = of_group(scorer.score(query[i], described), keys.shape[1])
-        exactly = replace(
-            budget,
-            density=1e-9,
-            min_tokens=budget.chosen(len(keys)),
-            sample_tokens=0,
-        )
-        chosen = torch.zeros(scores.shape, dtype=torch.bool)
-        chosen.scatter_(1, pivotal_tokens(scores, exactly), value=True)
-        bias = residual_bias(chosen, budget.sample_tokens)
+        read = budget.tokens(len(keys))
+        if isinstance(maps, LevelHash):
+            bias = drawn(query[i], maps, described, budget, read)
+        else:
+            scores = of_group(
+                LinearScorer(maps).score(query[i], described), keys.shape[1]
+            )
+            exactly = replace(budget, density=1e-9, min_tokens=read)
+            bias = torch.full(scores.shape, -torch.inf)
+            bias.scatter_(1, pivotal_tokens(scores, exactly), 0.0)
         exact = [each.double() for each in (query[i], keys, values)]
         results.append(attend_biased(*exact, query.shape[2] ** -0.5, bias))
     return results
+
+
+def drawn(
+    query: Tensor, maps: LevelHash, described: Tensor, budget: Budget, read: int
+) -> Tensor:
+    """The bias of what is drawn, [kv heads, tokens]."""
+    tokens, kv_heads = described.shape[:2]
+    if read >= tokens:
+        return torch.zeros(kv_heads, tokens)
+    scorer = LevelScorer(maps)
+    asked, units = scorer.asked(query)
+    candidates = budget.sink_tokens, tokens - budget.recent_tokens
+    found = distances(
+        *(scorer.dots(asked, described), steps_of(units), maps.share, kv_heads),
+        candidates,
+    )
+    wanted = torch.tensor([read - budget.sink_tokens - budget.recent_tokens])
+    return choice_bias(
+        *(found.unsqueeze(0), torch.tensor([tokens]), wanted),
+        *(budget.sink_tokens, budget.recent_tokens),
+    )[0]
 
 
 def compare(found: Tensor, wanted: list[Tensor]) -> None:
@@ -83,9 +111,7 @@ def compare(found: Tensor, wanted: list[Tensor]) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dim", [64, 96, 128])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (9, 3), (14, 2), (8, 1)])
-@pytest.mark.parametrize(
-    "budget", [SPARSE, SAMPLED, DENSE], ids=["sparse", "sampled", "dense"]
-)
+@pytest.mark.parametrize("budget", [SPARSE, DENSE], ids=["sparse", "dense"])
 def test_decode_is_attention_over_what_the_reference_chooses(
     level: int,
     dtype: torch.dtype,
@@ -98,6 +124,85 @@ def test_decode_is_attention_over_what_the_reference_chooses(
     case = paged([1, 31, 400, 33], kv_heads, dim, dtype, maps, level=level)
     query = torch.randn(4, heads, dim).to(dtype)
     compare(run(case, query, maps, budget, level), expected(case, query, maps, budget))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [64, 96, 128])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (9, 3), (14, 2), (8, 1)])
+def test_levels_draw_what_the_reference_draws(
+    level: int, dtype: torch.dtype, dim: int, heads: int, kv_heads: int
+) -> None:
+    maps = whole_levels(heads, kv_heads, dim, 128)
+    lengths = [1, 131, 2000, 33]
+    case = paged(lengths, kv_heads, dim, dtype, maps, level=level)
+    query = whole_query(len(lengths), heads, dim).to(dtype)
+    compare(run(case, query, maps, SPARSE, level), expected(case, query, maps, SPARSE))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("bits", [64, 128, 256, 512])
+@pytest.mark.parametrize("block_tokens", [16, 24, 128])
+def test_levels_of_any_size_and_blocks_of_any_size(
+    level: int, bits: int, block_tokens: int
+) -> None:
+    maps = whole_levels(6, 2, 64, bits)
+    case = paged(
+        *([700, 64], 2, 64, torch.bfloat16, maps),
+        block_tokens=block_tokens,
+        code_bytes=bits // 8,
+        level=level,
+    )
+    query = whole_query(2, 6, 64).to(torch.bfloat16)
+    compare(run(case, query, maps, SPARSE, level), expected(case, query, maps, SPARSE))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(1, 900), min_size=1, max_size=3),
+    st.builds(
+        Budget,
+        density=st.floats(0.01, 1.0),
+        min_tokens=st.integers(0, 50),
+        sink_tokens=st.integers(0, 20),
+        recent_tokens=st.integers(1, 20),
+    ),
+    st.sampled_from(LEVELS),
+    st.sampled_from([0.0, 0.01, 1.0, 30.0]),
+    st.integers(0, 2**31),
+)
+def test_levels_of_any_lengths_and_budgets(
+    lengths: list[int], budget: Budget, level: int, sharpness: float, seed: int
+) -> None:
+    # From attention that is the same for all tokens to that of a single one.
+    maps = whole_levels(4, 2, 64, 128, seed)
+    maps = replace(maps, query_map=maps.query_map * sharpness)
+    case = paged(lengths, 2, 64, torch.float32, maps, seed=seed, level=level)
+    query = whole_query(len(lengths), 4, 64, seed=seed)
+    compare(run(case, query, maps, budget, level), expected(case, query, maps, budget))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_levels_of_a_very_long_sequence(level: int) -> None:
+    maps = whole_levels(2, 1, 64, 128)
+    case = paged([150_000], 1, 64, torch.bfloat16, maps, block_tokens=128)
+    query = whole_query(1, 2, 64).to(torch.bfloat16)
+    budget = replace(SPARSE, density=0.9)  # sums of chances beyond 32 bits
+    compare(run(case, query, maps, budget, level), expected(case, query, maps, budget))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_levels_are_stored(level: int, dtype: torch.dtype) -> None:
+    maps = whole_levels(6, 2, 64, 128)
+    case = paged([500], 2, 64, dtype, maps, level=level)
+    token = torch.arange(500)
+    block = case.blocks[0].to(torch.int64)[token // 32]
+    codes = case.cache.codes()[block, :, token % 32]
+    wanted = LevelScorer(maps).describe(case.keys[0])
+    # Sums in another order may fall on the other side of a whole number.
+    assert (codes != wanted).float().mean() < 0.001
+    assert len(codes.unique()) > 100
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -130,7 +235,6 @@ def test_codes_of_any_size_and_blocks_of_any_size(
         min_tokens=st.integers(0, 50),
         sink_tokens=st.integers(0, 20),
         recent_tokens=st.integers(1, 20),
-        sample_tokens=st.integers(0, 30),
     ),
     st.sampled_from(LEVELS),
     st.integers(0, 2**31),
@@ -206,11 +310,14 @@ def test_what_has_no_kernel_is_said() -> None:
 
 
 @pytest.mark.parametrize("threads", [2, 5])
-@pytest.mark.parametrize("budget", [SPARSE, SAMPLED, DENSE])
-def test_threads_share_a_long_sequence(threads: int, budget: Budget) -> None:
-    maps = random_maps(3, 1, 64, 128)
+@pytest.mark.parametrize("budget", [SPARSE, DENSE])
+@pytest.mark.parametrize("make_maps", [random_maps, whole_levels])
+def test_threads_share_a_long_sequence(
+    threads: int, budget: Budget, make_maps: Callable[..., LayerHash]
+) -> None:
+    maps = make_maps(3, 1, 64, 128)
     case = paged([6000], 1, 64, torch.float32, maps)
-    query = torch.randn(1, 3, 64)
+    query = whole_query(1, 3, 64)
     # Not by torch: vLLM forbids it in a process that ran an engine.
     openmp = ctypes.CDLL(None)
     before = openmp.omp_get_max_threads()

@@ -5,7 +5,7 @@
 import pytest
 import torch
 
-from tests.hashattn.paged_cases import paged, random_maps
+from tests.hashattn.paged_cases import paged, random_maps, whole_levels
 from vllm_hashattn.attention import attend
 from vllm_hashattn.budget import Budget
 from vllm_hashattn.hash_file import HashFile
@@ -13,6 +13,7 @@ from vllm_hashattn.kernels import decode
 from vllm_hashattn.layer_codes import LayerCodes, code_bytes, of_rank
 from vllm_hashattn.paper_file import PaperFile, PaperNetworks
 from vllm_hashattn.scorer import of_group
+from vllm_hashattn.scorer_levels import LevelHash
 from vllm_hashattn.scorer_linear import LinearHash
 from vllm_hashattn.scorer_paper import HeadNetworks, PaperScorer
 from vllm_hashattn.selection import pivotal_tokens
@@ -76,6 +77,16 @@ def test_ranks_take_their_heads(ranks: int, kv_each: int) -> None:
         assert torch.equal(part.key_bias, whole.key_bias[kv : kv + kv_each])
 
 
+def test_ranks_take_their_heads_of_levels() -> None:
+    whole = whole_levels(8, 4, 64, 128)
+    part = of_rank(whole, 4, 2, lambda: 1)
+    assert isinstance(part, LevelHash)
+    assert torch.equal(part.query_map, whole.query_map[4:])
+    assert torch.equal(part.share, whole.share[4:])
+    assert torch.equal(part.key_map, whole.key_map[2:])
+    assert torch.equal(part.key_bias, whole.key_bias[2:])
+
+
 def test_ranks_take_their_heads_of_the_papers_networks() -> None:
     whole = networks(8, 64, 32)
     part = of_rank(whole, 4, 2, lambda: 1)
@@ -92,6 +103,7 @@ def test_one_rank_takes_all() -> None:
 def test_sizes_of_codes() -> None:
     model = {"num_key_value_heads": 2}
     assert code_bytes(HashFile({0: random_maps(4, 2, 64, 256)}, model, {})) == 32
+    assert code_bytes(HashFile({0: whole_levels(4, 2, 64, 128)}, model, {})) == 16
     assert code_bytes(PaperFile({0: networks(6, 64, 32)}, model, {})) == 12
     uneven = {0: random_maps(4, 2, 64, 128), 1: random_maps(4, 2, 64, 256)}
     with pytest.raises(ValueError, match=r"codes of \[16, 32\] bytes"):

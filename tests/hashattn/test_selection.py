@@ -2,8 +2,6 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
 """Which tokens are read: as many as budgeted, the right ones, in order."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -60,7 +58,6 @@ def test_many_steps_choose_as_each_does_alone(
 @settings(max_examples=200, deadline=None)
 @given(
     BUDGETS,
-    st.integers(0, 9),
     st.lists(st.integers(1, 80), min_size=1, max_size=5),
     st.integers(0, 3),
     st.sampled_from([1, 3, 1000]),
@@ -68,13 +65,11 @@ def test_many_steps_choose_as_each_does_alone(
 )
 def test_causal_choice_is_that_of_each_row_on_what_it_sees(
     budget: Budget,
-    samples: int,
     lengths: list[int],
     behind: int,
     levels: int,
     seed: int,
 ) -> None:
-    budget = replace(budget, sample_tokens=samples)
     random = torch.Generator().manual_seed(seed)
     size = len(lengths), 2, max(lengths) + behind
     scores = torch.randint(-levels, levels + 1, size, generator=random).float()
@@ -84,7 +79,7 @@ def test_causal_choice_is_that_of_each_row_on_what_it_sees(
     for row, length in enumerate(lengths):
         expected = torch.zeros(size[1:], dtype=torch.bool)
         chosen = pivotal_tokens(scores[row, :, :length], budget)
-        assert chosen.shape[1] == budget.chosen(length)
+        assert chosen.shape[1] == budget.tokens(length)
         assert torch.equal(found[row], expected.scatter_(1, chosen, value=True))
 
 

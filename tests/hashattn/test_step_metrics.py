@@ -11,7 +11,7 @@ from vllm_hashattn.steps import StepCounts
 def test_counts_are_published_once() -> None:
     counts = StepCounts()
     metrics = StepMetrics(counts, "a-model", row_bytes=100, code_bytes=6)
-    counts.count([1000, 50], [90, 50], sample_tokens=10)
+    counts.count([1000, 50], [100, 50])
     metrics.publish()
     metrics.publish()
     text = generate_latest(metrics.registry).decode()

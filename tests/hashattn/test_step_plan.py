@@ -40,12 +40,6 @@ def test_a_request_may_ask_for_a_density_of_its_own() -> None:
     assert plan.chosen.tolist() == [10, 100]
 
 
-def test_samples_are_not_among_the_chosen() -> None:
-    sampled = Budget(0.2, 0, 2, 3, sample_tokens=8)
-    assert plan_step([0, 1], [100], sampled, 0).chosen.tolist() == [12]
-    assert plan_step([0, 1], [10], sampled, 0).chosen.tolist() == [10]
-
-
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 300)), max_size=6))
 def test_every_token_of_the_batch_is_planned_once(batch: list[tuple[int, int]]) -> None:
     starts, lengths = [0], []

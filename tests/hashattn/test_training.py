@@ -20,6 +20,7 @@ from vllm_hashattn.training import (
 
 HEADS, KV_HEADS, DIM, TOKENS = 4, 2, 32, 600
 SETTINGS = TrainingSettings(
+    codes="signs",
     bits=64, steps=150, queries=24, positives=8, sink_tokens=4, recent_tokens=16,
     learning_rate=3e-3,
 )  # fmt: skip
@@ -66,7 +67,13 @@ def test_trained_hash_finds_more_than_random_hyperplanes() -> None:
 
 def test_training_can_be_repeated() -> None:
     few = TrainingSettings(
-        bits=16, steps=3, queries=4, positives=4, sink_tokens=2, recent_tokens=4
+        codes="signs",
+        bits=16,
+        steps=3,
+        queries=4,
+        positives=4,
+        sink_tokens=2,
+        recent_tokens=4,
     )
     one, again = (list(train_layer([document(1)], few)) for _ in range(2))
     assert [loss for loss, _ in one] == [loss for loss, _ in again]

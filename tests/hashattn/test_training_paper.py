@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from tests.hashattn.paged_cases import random_maps
 from vllm_hashattn.budget import Budget
 from vllm_hashattn.hash_file import HashFile, HashFileError
 from vllm_hashattn.paper_file import (
@@ -29,7 +30,13 @@ from vllm_hashattn.training_paper import PAPER_SETTINGS, paper_loss, train_paper
 
 HEADS, KV_HEADS, DIM, TOKENS = 4, 2, 32, 600
 SETTINGS = TrainingSettings(
-    bits=32, steps=150, queries=24, positives=8, sink_tokens=4, recent_tokens=16
+    codes="signs",
+    bits=32,
+    steps=150,
+    queries=24,
+    positives=8,
+    sink_tokens=4,
+    recent_tokens=16,
 )
 FEW = replace(SETTINGS, bits=16, steps=3, queries=4)
 BUDGET = Budget(0.1, min_tokens=0, sink_tokens=4, recent_tokens=16)
@@ -168,7 +175,7 @@ def test_vectors_from_inference_mode_can_be_trained_on() -> None:
 def test_what_cannot_be_trained_is_refused() -> None:
     with pytest.raises(ValueError, match="35 tokens; training needs 36"):
         next(train_paper_layer([short(20), short(35)], FEW))
-    with pytest.raises(ValueError, match="codes of 12 bits"):
+    with pytest.raises(ValueError, match="12 bits were asked for"):
         next(train_paper_layer([document(1)], replace(FEW, bits=12)))
     assert PAPER_SETTINGS.bits == 32
 
@@ -238,7 +245,7 @@ def test_other_files_are_refused_with_the_reason(
     with pytest.raises(HashFileError, match="cannot be read"):
         load_paper(tmp_path / "missing.safetensors")
     path = tmp_path / "hash.safetensors"
-    HashFile({}, {}, {}).save(path)
+    HashFile({0: random_maps(4, 2, 64, 128)}, {}, {}).save(path)
     with pytest.raises(HashFileError, match="'vllm-hashattn linear 1', not 'vllm-h"):
         load_paper(path)
     whole.save(path)

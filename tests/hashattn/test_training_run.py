@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vllm_hashattn.capture import capture
+from vllm_hashattn.capture import capture, offsets
 from vllm_hashattn.cli import main
 from vllm_hashattn.hash_file import load
 from vllm_hashattn.training import TrainingSettings
@@ -74,6 +74,26 @@ def test_weights_from_captured_vectors_are_the_models_own(
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
 
 
+def test_later_positions_turn_keys_and_leave_attention(
+    model: "PreTrainedModel", token_ids: Tensor
+) -> None:
+    here, there = (capture(model, token_ids, 5, 1, offset) for offset in (0, 3000))
+    for layer in (0, 15):
+        one, other = here[layer], there[layer]
+        assert not torch.allclose(one.keys, other.keys, rtol=0.1, atol=0.1)
+        dots = (
+            torch.einsum("qd,td->qt", e.queries[:, 0], e.keys[:, 0])
+            for e in (one, other)
+        )
+        torch.testing.assert_close(*dots, rtol=1e-3, atol=0.05)
+
+
+def test_documents_are_spread_over_the_positions_that_are_served() -> None:
+    assert offsets(3, 1000, 5000) == [0, 2000, 4000]
+    assert offsets(3, 1000, 900) == [0, 0, 0]
+    assert offsets(1, 10, 100) == [0]
+
+
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("texts")
@@ -91,7 +111,7 @@ def test_an_interrupted_training_goes_on_and_ends_the_same(
 
     tokenizer = AutoTokenizer.from_pretrained(model_path)
     documents = read_documents([texts], tokenizer, TOKENS, 2, 1)
-    settings = TrainingSettings(bits=16, steps=2, queries=4)
+    settings = TrainingSettings(bits=64, steps=2, queries=4)
     folder = Path(model_path)
 
     lines: list[str] = []
@@ -113,7 +133,7 @@ def test_an_interrupted_training_goes_on_and_ends_the_same(
         first.train(2)
     assert not out.exists()
     with pytest.raises(ValueError, match="training with other settings"):
-        TrainingRun(folder, out, TrainingSettings(bits=32), lines.append)
+        TrainingRun(folder, out, TrainingSettings(bits=192), lines.append)
     lines.clear()
     second = TrainingRun(folder, out, settings, lines.append)
     second.capture(model, documents)

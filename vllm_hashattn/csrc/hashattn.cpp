@@ -34,6 +34,9 @@ using Half = _Float16;
 constexpr int kMaxGroup = 16;
 constexpr int kMaxBits = 512;
 
+// Kinds of codes.
+constexpr int kSigns = 0, kLevels = 1;
+
 struct View {
   uint8_t* data;
   int64_t block_stride, head_stride;  // bytes
@@ -63,7 +66,7 @@ struct Scratch {
   std::vector<int32_t> positions;
   std::vector<const void*> rows;
   std::vector<uint8_t> codes;
-  std::vector<float> partials, tile;
+  std::vector<float> partials, extras, tile;
   std::vector<uint32_t> keys, values;
 
   static Scratch& mine() {
@@ -77,12 +80,12 @@ struct Decode {
   Rule rule;
   const void* query;
   void* out;
-  const float *query_map, *query_bias;
+  const float *query_map, *query_bias, *share;
   const uint8_t* query_codes;
   const int32_t* blocks;
   int64_t blocks_stride;
   const int32_t *tokens, *chosen;
-  int asked, samples, sequences, heads, kv_heads;
+  int kind, asked, sequences, heads, kv_heads;
   float scale;
 };
 
@@ -93,7 +96,7 @@ struct Store {
   const int64_t* slots;
   const float *key_map, *key_bias;
   const uint8_t* key_codes;
-  int count, kv_heads;
+  int kind, count, kv_heads;
 };
 
 struct Prefill {
@@ -109,7 +112,7 @@ struct Prefill {
 #if defined(__x86_64__)
 #pragma GCC push_options
 #pragma GCC target( \
-    "avx2,fma,f16c,bmi,bmi2,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq,prefer-vector-width=512,avx512bf16")
+    "avx2,fma,f16c,bmi,bmi2,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq,avx512vnni,prefer-vector-width=512,avx512bf16")
 namespace avx512bf16 {
 #define LEVEL 3
 #include "kernels.inc"
@@ -119,7 +122,7 @@ namespace avx512bf16 {
 
 #pragma GCC push_options
 #pragma GCC target( \
-    "avx2,fma,f16c,bmi,bmi2,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq,prefer-vector-width=512")
+    "avx2,fma,f16c,bmi,bmi2,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq,avx512vnni,prefer-vector-width=512")
 namespace avx512 {
 #define LEVEL 2
 #include "kernels.inc"
@@ -152,7 +155,8 @@ int best() {
                     __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512vl") &&
-                    __builtin_cpu_supports("avx512vpopcntdq");
+                    __builtin_cpu_supports("avx512vpopcntdq") &&
+                    __builtin_cpu_supports("avx512vnni");
   if (half && full) return __builtin_cpu_supports("avx512bf16") ? 3 : 2;
   return half ? 1 : 0;
 #else
@@ -180,19 +184,21 @@ int dispatch(int level, int dtype, int head_dim, const Step& step) {
 // 2 float16. Strides of the cache are in bytes, others in elements.
 extern "C" {
 
-// Best of this CPU: 0 portable, 1 AVX2, 2 AVX-512 with VPOPCNTDQ, 3 and with BF16.
+// Best of this CPU: 0 portable, 1 AVX2, 2 AVX-512 with VPOPCNTDQ and VNNI,
+// 3 and with BF16.
 EXPORT int hashattn_level() { return best(); }
 
-// Reads chosen[i] tokens of sequence i, or all, and `samples` of those left out, spread
-// evenly, which stand for all that were left out. Queries have codes by query_map,
-// float32 [heads, head_dim, bits], with query_bias, float32 [heads, bits]; or
-// query_codes, uint8 [sequences, kv_heads, asked, code_bytes]. Neither is needed where
-// every sequence is read whole.
+// Reads chosen[i] tokens of sequence i, or all; that many on average where codes are
+// levels. kind: of codes, 0 signs, 1 levels. Queries have codes by query_map, float32
+// [heads, head_dim, bits], with query_bias, float32 [heads, bits]; or query_codes, uint8
+// [sequences, kv_heads, asked, code_bytes]. Levels have a query_map, float32 [heads,
+// head_dim, channels], and share, float32 [heads]. Nothing of it is needed where every
+// sequence is read whole.
 EXPORT int hashattn_decode(int level, int dtype, int head_dim, void* cache,
                            int64_t block_stride, int64_t head_stride, int block_tokens,
-                           int row_bytes, int code_bytes, int sink, int recent,
-                           int samples, const void* query, void* out,
-                           const float* query_map, const float* query_bias,
+                           int row_bytes, int code_bytes, int sink, int recent, int kind,
+                           const void* query, void* out, const float* query_map,
+                           const float* query_bias, const float* share,
                            const uint8_t* query_codes, int asked, const int32_t* blocks,
                            int64_t blocks_stride, const int32_t* tokens,
                            const int32_t* chosen, int sequences, int heads, int kv_heads,
@@ -200,20 +206,20 @@ EXPORT int hashattn_decode(int level, int dtype, int head_dim, void* cache,
   if (heads / kv_heads > kMaxGroup || 8 * code_bytes > kMaxBits) return 1;
   const View view{static_cast<uint8_t*>(cache), block_stride, head_stride,
                   block_tokens, row_bytes, code_bytes};
-  const Decode step{view,       {sink, recent}, query,       out,
-                    query_map,  query_bias,     query_codes, blocks,
-                    blocks_stride, tokens,      chosen,      asked,
-                    samples,    sequences,      heads,       kv_heads,
-                    scale};
+  const Decode step{view,       {sink, recent}, query,  out,         query_map,
+                    query_bias, share,          query_codes, blocks, blocks_stride,
+                    tokens,     chosen,         kind,   asked,       sequences,
+                    heads,      kv_heads,       scale};
   return dispatch(level, dtype, head_dim, step);
 }
 
-// Writes `count` keys and values into their slots (below 0: none), and codes by key_map,
-// float32 [kv_heads, head_dim, bits], with key_bias, float32 [kv_heads, bits]; or
-// key_codes, uint8 [count, kv_heads, code_bytes]; or none.
+// Writes `count` keys and values into their slots (below 0: none), and codes of a kind by
+// key_map, float32 [kv_heads, head_dim, bits or channels], with key_bias, float32
+// [kv_heads, bits or channels]; or key_codes, uint8 [count, kv_heads, code_bytes]; or
+// none.
 EXPORT int hashattn_store(int level, int dtype, int head_dim, void* cache,
                           int64_t block_stride, int64_t head_stride, int block_tokens,
-                          int row_bytes, int code_bytes, const void* keys,
+                          int row_bytes, int code_bytes, int kind, const void* keys,
                           const void* values, int64_t keys_stride, int64_t values_stride,
                           const int64_t* slots, const float* key_map,
                           const float* key_bias, const uint8_t* key_codes, int count,
@@ -221,8 +227,8 @@ EXPORT int hashattn_store(int level, int dtype, int head_dim, void* cache,
   if (8 * code_bytes > kMaxBits) return 1;
   const View view{static_cast<uint8_t*>(cache), block_stride, head_stride,
                   block_tokens, row_bytes, code_bytes};
-  const Store step{view,  keys,    values,   keys_stride, values_stride, slots,
-                   key_map, key_bias, key_codes, count,   kv_heads};
+  const Store step{view,    keys,     values,    keys_stride, values_stride, slots,
+                   key_map, key_bias, key_codes, kind,        count,         kv_heads};
   return dispatch(level, dtype, head_dim, step);
 }
 

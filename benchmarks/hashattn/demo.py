@@ -69,7 +69,7 @@ def _all() -> int:
 
 def hash_path() -> Path:
     """Return where the demo's hash is kept."""
-    return cache_dir() / "hashattn" / f"demo-{TRAINING_TOKENS}-{STEPS}.safetensors"
+    return cache_dir() / "hashattn" / f"demo-levels-{TRAINING_TOKENS}-{STEPS}.safetensors"
 
 
 def _train() -> None:

@@ -69,7 +69,8 @@ def _all() -> int:
 
 def hash_path() -> Path:
     """Return where the demo's hash is kept."""
-    return cache_dir() / "hashattn" / f"demo-levels-{TRAINING_TOKENS}-{STEPS}.safetensors"
+    name = f"demo-levels-{TRAINING_TOKENS}-{STEPS}.safetensors"
+    return cache_dir() / "hashattn" / name
 
 
 def _train() -> None:

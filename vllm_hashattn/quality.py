@@ -72,6 +72,7 @@ class TaskResult:
     Attributes:
         arm: Its name.
         sample: Number of the context.
+        question: Number of the question in it.
         score: What the answer is worth.
         answer: As written.
         reading: What the arm read for all questions of the context.
@@ -79,6 +80,7 @@ class TaskResult:
 
     arm: str
     sample: int
+    question: int
     score: Score
     answer: str
     reading: Reading
@@ -183,9 +185,10 @@ def measure_tasks(
             run = Evaluation(model, context, arm)
             answers = run.answers(questions, stop)
             reading = run.reading()
-            for question, answer in zip(sample.questions, answers, strict=True):
+            pairs = zip(sample.questions, answers, strict=True)
+            for asked, (question, answer) in enumerate(pairs):
                 score = score_answer(question, answer.text)
-                yield TaskResult(arm.name, number, score, answer.text, reading)
+                yield TaskResult(arm.name, number, asked, score, answer.text, reading)
         say(f"context {number + 1} of {len(samples)}: {len(prefix):,} tokens")
 
 

@@ -3,8 +3,9 @@
 """What sparse decoding costs in quality, at equal bytes and equal bits.
 
 Every arm reads the same number of tokens and runs after the same dense context; Quest
-and the linear hash keep the same 128 bits of a token for each KV head. Perplexity is
-that of decoded tokens, tasks are answered greedily. Texts are not those of training.
+and the hashes keep the same 128 bits of a token for each KV head. What follows a text
+is compared with dense decoding token by token, tasks are answered greedily. Texts are
+not those of training. An interrupted run goes on with the same command.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +29,13 @@ from benchmarks.hashattn.long_model import ensure_long_model
 from benchmarks.hashattn.quality_hashes import (
     MEASURED_ESSAYS,
     MEASURED_MODULES,
+    Hashes,
     essays,
     hashes_of,
     modules,
 )
+from benchmarks.hashattn.quality_parts import Parts, Row
+from benchmarks.hashattn.quality_tasks import Tasks
 from scripts.model_cache import demo_model_dir
 from scripts.setup_error import SetupError
 from vllm_hashattn.budget import Budget
@@ -41,13 +47,10 @@ from vllm_hashattn.evaluation_arms import (
     oracle_arm,
     paper_arm,
     quest_arm,
+    weighing_oracle_arm,
     window_arm,
 )
-from vllm_hashattn.hash_file import model_fingerprint
-from vllm_hashattn.long_context import Sample, token_counter
-from vllm_hashattn.long_context_needles import build_needle_context
-from vllm_hashattn.long_context_score import summarise
-from vllm_hashattn.long_context_words import build_common_words, build_frequent_words
+from vllm_hashattn.long_context import token_counter
 from vllm_hashattn.quality import measure_tasks, measure_texts
 from vllm_hashattn.training_texts import read_documents
 
@@ -56,7 +59,9 @@ SCRATCH = Path("results/hashattn")  # of quick runs, not published
 DENSITIES = (1 / 16, 1 / 32)
 DENSE_LAYERS = 2
 SINK_TOKENS = RECENT_TOKENS = 32
-PREDICTED = 128
+PREDICTED = 257  # the first of them follows from the dense context
+MAIN_ARMS = ("oracle", "levels", "linear", "quest")
+LONG_TOKENS = 16_384
 
 
 def main() -> int:
@@ -66,102 +71,140 @@ def main() -> int:
     parser.add_argument("--model", choices=("small", "long", "both"), default="both")
     parser.add_argument("--tokens", type=int, default=4096, help="context (4096)")
     parser.add_argument("--texts", type=int, default=3, help="of each kind (3)")
-    parser.add_argument("--contexts", type=int, default=5, help="of tasks (5)")
+    parser.add_argument("--questions", type=int, default=50, help="of a kind (50)")
     parser.add_argument("--out", type=Path, metavar="FOLDER")
     options = parser.parse_args()
     options.out = options.out or (SCRATCH if options.quick else RESULTS)
     if options.quick:
-        options.texts, options.contexts, options.model = 1, 1, "small"
+        options.texts, options.questions, options.model = 1, 2, "small"
     options.out.mkdir(parents=True, exist_ok=True)
     models = {"small": demo_model_dir, "long": ensure_long_model}
     for name, folder in models.items():
-        if options.model not in (name, "both"):
-            continue
-        result = {
-            "environment": describe(),
-            "settings": {
-                "context_tokens": options.tokens,
-                "predicted_tokens": PREDICTED,
-                "dense_layers": DENSE_LAYERS,
-                "sink_tokens": SINK_TOKENS,
-                "recent_tokens": RECENT_TOKENS,
-            },
-            **_of_model(folder(), options),
-        }
-        path = options.out / f"quality-{name}.json"
-        path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-        print(path)
+        if options.model in (name, "both"):
+            print(_measure_model(name, folder(), options))
     return 0
 
 
-def arms_of(model_folder: Path, density: float) -> list[Arm]:
-    """All sparse arms at one density; the hashes are trained if need be."""
-    hashes = hashes_of(model_folder)
-    model = model_fingerprint(model_folder)
-    head_dim = next(iter(hashes.signs.layers.values())).head_dim
-    kv_heads = int(model["num_key_value_heads"])
+def _measure_model(name: str, folder: Path, options: argparse.Namespace) -> Path:
+    environment = describe()
+    settings = {
+        "context_tokens": options.tokens,
+        "predicted_tokens": PREDICTED - 1,
+        "texts": options.texts,
+        "questions": options.questions,
+        "dense_layers": DENSE_LAYERS,
+        "sink_tokens": SINK_TOKENS,
+        "recent_tokens": RECENT_TOKENS,
+    }
+    path: Path = options.out / f"quality-{name}.json"
+    same = {**settings, "commit": environment["commit"]}
+    parts = Parts(path.with_suffix(".parts"), same)
+    measured = _of_model(name, folder, options, parts)
+    result = {"environment": environment, "settings": settings, **measured}
+    path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    parts.remove()
+    return path
+
+
+def arms_of(hashes: Hashes, density: float, dense_layers: int) -> dict[str, Arm]:
+    """All sparse arms at one density, by their names without it."""
     budget = Budget(density, 0, SINK_TOKENS, RECENT_TOKENS)
-    linear = linear_arm(hashes.signs, budget, DENSE_LAYERS)
+    head_dim = next(iter(hashes.signs.layers.values())).head_dim
     arms = [
-        oracle_arm(head_dim, budget, DENSE_LAYERS),
-        levels_arm(hashes.levels, budget, DENSE_LAYERS),
-        levels_arm(hashes.levels, budget, DENSE_LAYERS, weighs=False),
-        linear,
-        linear_arm(hashes.signs, budget, DENSE_LAYERS, asymmetric=True),
-        quest_arm(head_dim, budget, DENSE_LAYERS),
-        window_arm(budget, DENSE_LAYERS),
+        oracle_arm(head_dim, budget, dense_layers),
+        weighing_oracle_arm(head_dim, budget, dense_layers),
+        levels_arm(hashes.levels, budget, dense_layers),
+        levels_arm(hashes.levels, budget, dense_layers, weighs=False),
+        linear_arm(hashes.signs, budget, dense_layers),
+        linear_arm(hashes.signs, budget, dense_layers, asymmetric=True),
+        quest_arm(head_dim, budget, dense_layers),
+        window_arm(budget, dense_layers),
     ]
     if hashes.paper is not None:
-        arms.append(paper_arm(hashes.paper, kv_heads, budget, DENSE_LAYERS))
-    return [replace(arm, name=f"{arm.name} 1/{round(1 / density)}") for arm in arms]
+        kv_heads = int(hashes.signs.model["num_key_value_heads"])
+        arms.append(paper_arm(hashes.paper, kv_heads, budget, dense_layers))
+    named = f"1/{round(1 / density)}"
+    return {arm.name: replace(arm, name=f"{arm.name} {named}") for arm in arms}
 
 
-def _of_model(model_folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+@dataclass(frozen=True)
+class TextSet:
+    """Texts of one length and the arms that are compared on them.
+
+    Attributes:
+        tokens: Of the dense context.
+        texts: Of each kind.
+        arms: To compare; the first one reads everything.
+    """
+
+    tokens: int
+    texts: int
+    arms: list[Arm]
+
+    def documents(self, tokenizer: Any) -> dict[str, tuple[str, Tensor]]:  # noqa: ANN401
+        """Return documents with their kind, by the key of a part."""
+        kinds = {"essays": essays(MEASURED_ESSAYS), "code": modules(MEASURED_MODULES)}
+        length = self.tokens + PREDICTED
+        found = {}
+        for kind, files in kinds.items():
+            read = read_documents(files, tokenizer, length, self.texts, 0).training
+            for number, token_ids in enumerate(read):
+                found[f"{kind} {self.tokens} {number}"] = kind, token_ids
+        return found
+
+
+def _of_model(
+    name: str, folder: Path, options: argparse.Namespace, parts: Parts
+) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    arms = [dense_arm(), *(a for d in DENSITIES for a in arms_of(model_folder, d))]
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16)
-    documents = _documents(tokenizer, options)
-    texts = []
-    for kind, token_ids in documents.items():
-        for each in measure_texts(model, token_ids, PREDICTED, arms, _say):
-            texts.append({"kind": kind, **asdict(each)})
-    samples = _samples(tokenizer, options)
-    asked = [arm for arm in arms if arm.name.endswith(("dense", "1/16"))]
-    answers = list(measure_tasks(model, tokenizer, samples, asked, _say))
-    tasks = []
-    for arm in asked:
-        mine = [each for each in answers if each.arm == arm.name]
-        share = sum(each.reading.bytes_share for each in mine) / len(mine)
-        for kind, found in summarise(each.score for each in mine).items():
-            row = {"arm": arm.name, "kind": kind.value, "bytes_share": share}
-            tasks.append({**row, **asdict(found)})
-    return {"model": model_folder.name, "texts": texts, "tasks": tasks}
+    hashes = hashes_of(folder)
+    dense = dense_arm()
+    widely, narrowly = (arms_of(hashes, each, DENSE_LAYERS) for each in DENSITIES)
+    every = [dense, *widely.values(), *(narrowly[each] for each in MAIN_ARMS)]
+    sets = [TextSet(options.tokens, options.texts, every)]
+    if name == "long":
+        few = [dense, *(widely[each] for each in MAIN_ARMS)]
+        sets.append(TextSet(LONG_TOKENS, 1, few))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+
+    def ask(sample: Any, arms: Any) -> Iterator[Any]:  # noqa: ANN401
+        return measure_tasks(model, tokenizer, [sample], arms, _nothing)
+
+    # What the oracle gains by weighing is seen in texts.
+    asked = [dense, *(arm for key, arm in widely.items() if key != "oracle weighing")]
+    count = token_counter(tokenizer)
+    tasks = Tasks(options.tokens, count, options.questions, ask, asked, parts)
+    tasks.plan()
+    for each in sets:
+        parts.plan(f"texts {each.tokens}", list(each.documents(tokenizer)))
+    rows: list[Row] = []
+    for each in sets:
+        rows += _texts(model, each, each.documents(tokenizer), parts)
+    return {"model": folder.name, "texts": rows, "tasks": tasks.measure()}
 
 
-def _documents(tokenizer: Any, options: argparse.Namespace) -> dict[str, list[Tensor]]:  # noqa: ANN401
-    length = options.tokens + PREDICTED
-    kinds = {"essays": essays(MEASURED_ESSAYS), "code": modules(MEASURED_MODULES)}
-    return {
-        kind: list(read_documents(files, tokenizer, length, options.texts, 0).training)
-        for kind, files in kinds.items()
-    }
+def _texts(
+    model: Any,  # noqa: ANN401
+    compared: TextSet,
+    documents: dict[str, tuple[str, Tensor]],
+    parts: Parts,
+) -> list[Row]:
+    def work(number: int, kind: str, token_ids: Tensor) -> list[Row]:
+        about = {"kind": kind, "context_tokens": compared.tokens}
+        measured = measure_texts(model, [token_ids], PREDICTED, compared.arms, _nothing)
+        return [{**about, **asdict(each), "document": number} for each in measured]
 
-
-def _samples(tokenizer: Any, options: argparse.Namespace) -> list[Sample]:  # noqa: ANN401
-    count, tokens = token_counter(tokenizer), options.tokens
     found = []
-    for seed in range(options.contexts):
-        found.append(build_needle_context(tokens, count, None, seed))
-    # Small models fail at counting words even when they read everything.
-    found.append(build_common_words(tokens, count, 0))
-    found.append(build_frequent_words(tokens, count, 0))
+    for number, (key, (kind, token_ids)) in enumerate(documents.items()):
+        once = partial(work, number, kind, token_ids)
+        found += parts.measure(f"texts {compared.tokens}", key, once)
     return found
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def _nothing(_: str) -> None:
+    """Progress is told by parts."""
 
 
 if __name__ == "__main__":

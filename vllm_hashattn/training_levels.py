@@ -11,17 +11,18 @@ gradients pass as if it were not there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from .scorer import by_group
 from .scorer_levels import LEVELS, LevelHash
 from .training import Captured, TrainingSettings, learnable, usable_documents
 
-_LEARNING_RATE = 3e-3
+# For keys whose channels have a standard deviation of 1.
+_LEARNING_RATE = 4e-3
 _REACH = 2.5  # standard deviations of a channel that the levels span
 _FEWEST_KEYS = 64  # that a query has to choose from, to count
 _MOST_ASKED = 127
@@ -40,30 +41,29 @@ def train_levels(
 
     Yields:
         Mean Kullback-Leibler divergence of the estimates' softmax from the true one, in
-        nats, and the maps. Not a number where no query has enough keys.
+        nats, and the maps.
 
     Raises:
-        ValueError: No document is long enough to have keys to choose from.
+        ValueError: No document is long enough, or none has a query with enough keys to
+            choose from, or keys have fewer channels than the code.
     """
-    usable = usable_documents(documents, settings)
+    usable = _choosing(usable_documents(documents, settings), settings)
     random = torch.Generator().manual_seed(settings.seed)
     maps = _Maps(usable, settings)
     optimizer = torch.optim.Adam(maps.groups(), betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
-    share = _share(usable, settings)
+    share = _share(documents, settings)
     for step in range(settings.steps):
         document = usable[step % len(usable)]
         picked = torch.randint(
-            len(document.queries), (settings.queries // 2,), generator=random
+            len(document.queries), (max(settings.queries // 2, 1),), generator=random
         )
         loss = _divergence(maps, document, picked, settings)
-        if loss is not None:
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
         schedule.step()
-        value = float("nan") if loss is None else float(loss.detach())
-        yield value, maps.frozen(share)
+        yield float(loss.detach()), maps.frozen(share)
 
 
 class _Maps:
@@ -76,21 +76,29 @@ class _Maps:
         keys = torch.cat([each.keys.float() for each in documents]).transpose(0, 1)
         queries = torch.cat([each.queries.float() for each in documents])
         kv_heads, _, head_dim = keys.shape
+        if channels > head_dim:
+            raise ValueError(
+                f"hashattn: {settings.bits} bits were asked for; keys of {head_dim} "
+                f"channels have codes of levels of {4 * head_dim} bits at most."
+            )
         group = queries.shape[1] // kv_heads
         grouped = torch.unflatten(queries.transpose(0, 1), 0, (kv_heads, group))
         middle = keys.mean(dim=1, keepdim=True)
+        size = float(keys.std(dim=1).mean())
+        self._key_size = max(size, torch.finfo(torch.float32).tiny)
         key_maps, query_maps = [], []
         for head in range(kv_heads):
             asked = _root(grouped[head].flatten(0, 1))
             stored = _root((keys - middle)[head])
             left, sizes, right = torch.linalg.svd(asked @ stored)
-            rank = min(channels, head_dim)
             # (root of queries)^-1 U S of one side times V (root of keys)^-1 of the
             # other; channels of keys have a variance of 1.
-            to_keys = torch.linalg.solve(stored, right.T[:, :rank]) / _REACH
-            to_queries = torch.linalg.solve(asked, left[:, :rank] * sizes[:rank])
-            key_maps.append(_padded(to_keys, channels))
-            query_maps.append(_padded(to_queries * _REACH, channels))
+            to_keys = torch.linalg.solve(stored, right.T[:, :channels]) / _REACH
+            to_queries = torch.linalg.solve(
+                asked, left[:, :channels] * sizes[:channels]
+            )
+            key_maps.append(to_keys)
+            query_maps.append(to_queries * _REACH)
         self.key_map = torch.stack(key_maps)
         self.key_bias = -torch.einsum("hd,hdc->hc", middle[:, 0], self.key_map)
         self.query_map = torch.stack(query_maps).repeat_interleave(group, dim=0)
@@ -99,14 +107,18 @@ class _Maps:
             each.requires_grad_()
 
     def groups(self) -> list[dict[str, object]]:
-        """Return what Adam takes: both sides move by the same share of their size."""
+        """Return what Adam takes: both sides move by the same share of their size.
+
+        Adam moves every entry alike, and those of larger keys' maps are smaller.
+        """
         of_queries, of_keys = (
             float(each.detach().abs().mean()) for each in (self.query_map, self.key_map)
         )
-        rate = _LEARNING_RATE * of_queries / of_keys
+        rate = _LEARNING_RATE / self._key_size
         return [
-            {"params": [self.key_map, self.key_bias], "lr": _LEARNING_RATE},
-            {"params": [self.query_map], "lr": rate},
+            {"params": [self.key_map], "lr": rate},
+            {"params": [self.key_bias], "lr": _LEARNING_RATE},
+            {"params": [self.query_map], "lr": rate * of_queries / of_keys},
         ]
 
     def logits(self, queries: Tensor, keys: Tensor) -> Tensor:
@@ -133,6 +145,28 @@ class _Maps:
             )
 
 
+def _choosing(
+    documents: Sequence[Captured], settings: TrainingSettings
+) -> list[Captured]:
+    """Leave queries out that have too few keys to choose from."""
+    found = []
+    for each in documents:
+        learned = learnable(each.positions, len(each.keys), settings)
+        enough = learned.sum(dim=1) >= _FEWEST_KEYS
+        if enough.any():
+            kept = each.queries[enough], each.positions[enough]
+            found.append(Captured(*kept, each.keys))
+    if not found:
+        longest = max(len(each.keys) for each in documents)
+        raise ValueError(
+            f"hashattn: the longest document has {longest} tokens, and no query in it "
+            f"has {_FEWEST_KEYS} keys to choose from, because the first "
+            f"{settings.sink_tokens} and newest {settings.recent_tokens} are read "
+            "anyway. Give longer texts."
+        )
+    return found
+
+
 def _passed(exact: Tensor, rounded: Tensor) -> Tensor:
     """Return rounded values whose gradient is that of the exact ones."""
     return exact + (rounded - exact).detach()
@@ -155,21 +189,14 @@ def _root(vectors: Tensor) -> Tensor:
     return root * size.sqrt()
 
 
-def _padded(columns: Tensor, channels: int) -> Tensor:
-    return pad(columns, (0, channels - columns.shape[1])).contiguous()
-
-
 def _divergence(
     maps: _Maps, document: Captured, picked: Tensor, settings: TrainingSettings
-) -> Tensor | None:
-    """Mean over queries and heads; None where no query has enough keys."""
+) -> Tensor:
+    """Mean over queries and heads, float32 []."""
     keys = document.keys.float()
     learned = learnable(document.positions[picked], len(keys), settings)
-    enough = learned.sum(dim=1) >= _FEWEST_KEYS
-    if not enough.any():
-        return None
-    queries = document.queries[picked][enough].float()
-    hidden = (learned[enough] == 0.0).unsqueeze(1)
+    queries = document.queries[picked].float()
+    hidden = (learned == 0.0).unsqueeze(1)
     true = _true_logits(queries, keys).masked_fill(hidden, -torch.inf)
     expected = true.log_softmax(dim=-1)
     reached = maps.logits(queries, keys).masked_fill(hidden, -torch.inf)
@@ -198,4 +225,5 @@ def _share(documents: Sequence[Captured], settings: TrainingSettings) -> Tensor:
 
 def _true_logits(queries: Tensor, keys: Tensor) -> Tensor:
     """Return [queries, query heads, tokens]."""
-    return by_group(queries, keys.permute(1, 2, 0)) * float(keys.shape[2]) ** -0.5
+    dots = by_group(queries, keys.permute(1, 2, 0))
+    return dots / math.sqrt(keys.shape[2])

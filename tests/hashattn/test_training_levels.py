@@ -107,7 +107,7 @@ def test_training_can_be_repeated() -> None:
     assert [loss for loss, _ in one] != [loss for loss, _ in other]
 
 
-@pytest.mark.parametrize("bits", [64, 256])
+@pytest.mark.parametrize("bits", [64, 128])
 def test_keys_that_do_not_differ_break_nothing(bits: int) -> None:
     one = document(1)
     flat = Captured(one.queries, one.positions, torch.ones_like(one.keys))
@@ -129,3 +129,32 @@ def test_codes_that_cannot_be_made_are_refused() -> None:
         TrainingSettings(codes="bits")
     with pytest.raises(ValueError, match="100 bits were asked for; codes of levels"):
         TrainingSettings(bits=100)
+
+
+def test_more_channels_than_keys_have_are_refused() -> None:
+    with pytest.raises(ValueError, match="levels of 128 bits at most"):
+        next(train_levels([document(1)], replace(SETTINGS, bits=192)))
+
+
+def test_queries_with_few_keys_do_not_count() -> None:
+    one = document(1)
+    early = torch.where(torch.arange(64) % 2 == 0, 70, one.positions)
+    mixed = Captured(one.queries, early, one.keys)
+    later = Captured(one.queries[1::2], one.positions[1::2], one.keys)
+    few = replace(SETTINGS, steps=2)
+    found, expected = (
+        [loss for loss, _ in train_levels([each], few)] for each in (mixed, later)
+    )
+    assert found == expected
+    none = Captured(one.queries, torch.full((64,), 70), one.keys)
+    with pytest.raises(ValueError, match="no query in it has 64 keys"):
+        next(train_levels([none], few))
+
+
+def test_the_size_of_keys_does_not_matter() -> None:
+    one = document(1)
+    losses = []
+    for size in (0.1, 1.0, 10.0):
+        scaled = Captured(one.queries / size, one.positions, one.keys * size)
+        losses.append([loss for loss, _ in train_levels([scaled], SETTINGS)][-1])
+    assert max(losses) < 1.3 * min(losses)

@@ -3,27 +3,24 @@
 """The attention backend for GPUs: vLLM's Triton backend but for decoded tokens.
 
 Not run on hardware. Its kernels were tested in Triton's interpreter and compiled for
-GPUs without one; the classes below were tested with vLLM's own Triton kernels in the
+GPUs without one; these classes were tested with vLLM's own Triton kernels in the
 interpreter, and against the signatures of the installed vLLM.
 
 vLLM's cache holds a row for each token and KV head: its key, its value, and, made room
-for here, its code. vLLM is shown the row without the code, and does all that is not
-listed here: prefill, the first layers, and layers with sliding windows, sinks and the
-like. Register as ``AttentionBackendEnum.CUSTOM``.
+for here, its code. What a layer does with it is in layer_cuda.py. Register as
+``AttentionBackendEnum.CUSTOM``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from functools import cache
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from vllm.v1.attention.backend import AttentionCGSupport, AttentionType
+from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.attention.backends.triton_attn import (
     TritonAttentionBackend,
-    TritonAttentionImpl,
     TritonAttentionMetadata,
     TritonAttentionMetadataBuilder,
 )
@@ -31,18 +28,12 @@ from vllm.v1.attention.backends.utils import split_decodes_and_prefills
 from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec
 
 from .budget import Budget
-from .compat import current_config
-from .layer_codes import of_rank
-from .scorer_linear import LinearHash
+from .layer_cuda import HashAttnCudaImpl, HashAttnCudaMetadata
 from .serving import serving
-from .triton_decode import HEAD_DIMS, RowCache, Workspace, decode, store_codes
+from .triton_workspace import HEAD_DIMS
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
     from vllm.v1.attention.backend import CommonAttentionMetadata
-
-# Sequences that are decoded together, which bounds the buffers.
-_MAX_SEQUENCES = 64
 
 
 class HashAttnCudaBackend(TritonAttentionBackend):
@@ -100,21 +91,6 @@ class HashAttnCudaBackend(TritonAttentionBackend):
         return False
 
 
-@dataclass
-class HashAttnCudaMetadata(TritonAttentionMetadata):
-    """What a step tells the layers; the batch begins with sequences that decode.
-
-    Attributes:
-        decodes: Sequences at the front with one new token each; 0 leaves all to vLLM.
-        chosen: Tokens that a sparse layer reads of each, int32 [decodes].
-        prefill: Of the other sequences, if there are any.
-    """
-
-    decodes: int = 0
-    chosen: Tensor | None = None
-    prefill: TritonAttentionMetadata | None = None
-
-
 class HashAttnCudaMetadataBuilder(TritonAttentionMetadataBuilder):
     """Adds to vLLM's metadata what hash attention needs, once for all layers."""
 
@@ -167,127 +143,6 @@ class HashAttnCudaMetadataBuilder(TritonAttentionMetadataBuilder):
         return step
 
 
-class HashAttnCudaImpl(TritonAttentionImpl):
-    """Attention of one layer."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        super().__init__(*args, **kwargs)
-        self._options, self._budget = serving().options, serving().budget
-        self._max_tokens, self._max_sequences = _limits(current_config())
-        self._cached: RowCache | None = None
-        self._maps: LinearHash | None = None
-        self._workspace: Workspace | None = None
-        self._sparse: bool | None = None
-        # Layers of other kinds are vLLM's.
-        if (
-            self.attn_type != AttentionType.DECODER
-            or self.sinks is not None
-            or self.alibi_slopes is not None
-            or self.logits_soft_cap
-            or self.sliding_window != (-1, -1)
-            or self.chunk_lookback > -1
-            or self.kv_sharing_target_layer_name is not None
-        ):
-            self._sparse = False
-
-    def fused_output_quant_supported(self, quant_key: Any) -> bool:  # noqa: ANN401
-        """Refuse: decoded tokens are written as they are."""
-        return False
-
-    def fused_rope_kvcache_supported(self) -> bool:
-        """Refuse: vLLM would write keys without their codes."""
-        return False
-
-    def forward(
-        self,
-        layer: Any,  # noqa: ANN401
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        kv_cache: Tensor,
-        attn_metadata: TritonAttentionMetadata | None,
-        output: Tensor,
-        output_scale: Tensor | None = None,
-        output_block_scale: Tensor | None = None,
-    ) -> Tensor:
-        """Attend; see the base class for shapes."""
-        # Also in the profiling run, so that maps and buffers count as used memory.
-        sparse = self._is_sparse(layer, query.device)
-        rows = kv_cache[..., : 2 * self.head_size]
-        step = attn_metadata
-        if not (sparse and isinstance(step, HashAttnCudaMetadata) and step.decodes):
-            return super().forward(
-                *(layer, query, key, value, rows),
-                *(step, output, output_scale, output_block_scale),  # type: ignore[arg-type]
-            )
-        assert step.chosen is not None and self._workspace is not None
-        some = step.decodes
-        result = output.view(-1, self.num_heads, self.head_size)
-        decode(
-            self._view(kv_cache),
-            query[:some],
-            self._maps,
-            step.block_table[:some],
-            step.seq_lens[:some],
-            step.chosen,
-            self._budget,
-            self.scale,
-            self._workspace,
-            result[:some],
-        )
-        if step.prefill is not None:
-            others = slice(some, None)
-            super().forward(
-                *(layer, query[others], key[others], value[others], rows),
-                *(step.prefill, result[others]),
-            )
-        return output
-
-    def do_kv_cache_update(
-        self,
-        layer: Any,  # noqa: ANN401
-        key: Tensor,
-        value: Tensor,
-        kv_cache: Tensor,
-        slot_mapping: Tensor,
-    ) -> None:
-        """Write keys and values, and the codes of the keys."""
-        rows = kv_cache[..., : 2 * self.head_size]
-        super().do_kv_cache_update(layer, key, value, rows, slot_mapping)
-        if self._is_sparse(layer, key.device):
-            assert self._maps is not None
-            store_codes(self._view(kv_cache), key, slot_mapping, self._maps)
-
-    def _is_sparse(self, layer: Any, device: torch.device) -> bool:  # noqa: ANN401
-        """Whether this layer chooses; finds its hash at the first call."""
-        if self._sparse is None:
-            from vllm.model_executor.models.utils import extract_layer_index
-
-            index = extract_layer_index(layer.layer_name)
-            self._sparse = index >= self._options.dense_layers
-            if self._sparse:
-                from vllm.distributed import get_tensor_model_parallel_rank
-
-                maps = of_rank(
-                    *(serving().maps_of(index), self.num_heads, self.num_kv_heads),
-                    get_tensor_model_parallel_rank,
-                )
-                assert isinstance(maps, LinearHash)  # start_checks refuses others
-                self._maps = _on_device(maps, device)
-                self._workspace = _workspace(
-                    *(self.num_heads, *self._maps.key_map.shape, self._max_tokens),
-                    *(self._budget.tokens(self._max_tokens), self._max_sequences),
-                    device,
-                )
-        return self._sparse
-
-    def _view(self, kv_cache: Tensor) -> RowCache:
-        """Look at vLLM's tensor, [blocks, kv heads, block_tokens, width]."""
-        if self._cached is None or self._cached.data is not kv_cache:
-            self._cached = RowCache(kv_cache, self.head_size, serving().code_bytes)
-        return self._cached
-
-
 def chosen_tokens(lengths: Tensor, budget: Budget, dense_below: int) -> Tensor:
     """Return :meth:`Budget.tokens` of each length, without waiting for the device.
 
@@ -304,38 +159,3 @@ def chosen_tokens(lengths: Tensor, budget: Budget, dense_below: int) -> Tensor:
     share = torch.ceil(lengths.double() * budget.density).clamp(min=least)
     chosen = torch.minimum(share.to(lengths.dtype), lengths)
     return torch.where(lengths < dense_below, lengths, chosen)
-
-
-def _limits(config: VllmConfig | None) -> tuple[int, int]:
-    """Most tokens of a sequence, and most sequences that are decoded together."""
-    if config is None:
-        raise ValueError("hashattn: a layer was made outside of vLLM's configuration.")
-    most = config.scheduler_config.max_num_seqs
-    return config.model_config.max_model_len, min(most, _MAX_SEQUENCES)
-
-
-@cache
-def _workspace(
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    bits: int,
-    max_tokens: int,
-    max_chosen: int,
-    max_sequences: int,
-    device: torch.device,
-) -> Workspace:
-    """One for all layers of the same shape: they run one after another."""
-    return Workspace.allocate(
-        *(heads, kv_heads, head_dim, bits, max_tokens, max_chosen, max_sequences),
-        device=device,
-    )
-
-
-def _on_device(maps: LinearHash, device: torch.device) -> LinearHash:
-    return LinearHash(
-        maps.key_map.to(device),
-        maps.key_bias.to(device),
-        maps.query_map.to(device),
-        maps.query_bias.to(device),
-    )

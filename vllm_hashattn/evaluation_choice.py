@@ -63,15 +63,21 @@ def choice_bias(
     if all(budget.is_dense(length) for length in lengths.tolist()):
         return seen_bias(lengths, tokens)
     estimated = estimates(scorer, query, described, own)
-    if estimated is not None and weighs:
+    if estimated is None:
+        scores = _group_scores(scorer, query, described, own)
+    elif weighs:
         return estimated.drawn(lengths, budget)
-    if estimated is not None:
-        scores = -estimated.distances(lengths, budget).float()
     else:
-        kv_heads = described[0].shape[1]
-        first, second = (
-            of_group(scorer.score(query, each), kv_heads) for each in described
-        )
-        scores = joined(first, second, own)
+        scores = -estimated.distances(lengths, budget).float()
     chosen = causal_choice(scores, lengths, budget)
     return torch.zeros_like(scores).masked_fill_(~chosen, -torch.inf)
+
+
+def _group_scores(
+    scorer: Scorer, query: Tensor, described: tuple[Tensor, Tensor], own: Tensor
+) -> Tensor:
+    kv_heads = described[0].shape[1]
+    first, second = (
+        of_group(scorer.score(query, each), kv_heads) for each in described
+    )
+    return joined(first, second, own)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from .activation import check_vllm_version
 from .config import KEY, HashAttnConfig
-from .hash_file import SIGNS_FORMAT, HashFile, model_fingerprint
+from .hash_file import HashFile, model_fingerprint
 from .kernels import DTYPES, HEAD_DIMS, MAX_BITS, MAX_GROUP
 from .layer_codes import code_bytes, hashes
 from .native import NoKernelsError, library
@@ -27,6 +27,8 @@ logger = logging.getLogger("vllm.plugins.hashattn")
 # vLLM's own benchmark of decoding fills the cache with noise.
 _CONNECTORS = ("DecodeBenchConnector",)
 _WITHOUT_DRAFT_MODEL = ("ngram", "ngram_gpu", "suffix")
+# Kernels for GPUs make codes in pieces of so many bits.
+_GPU_BITS = 128
 
 
 class UnsupportedError(ValueError):
@@ -79,14 +81,16 @@ def check_for_gpu(vllm_config: VllmConfig, file: HashFile | PaperFile) -> None:
     Raises:
         UnsupportedError: Says what and why.
     """
-    signs = isinstance(file, HashFile) and file.format == SIGNS_FORMAT
+    bits = 8 * code_bytes(file)
     _refuse(
         {
             "on a GPU it has to be asked for: add --attention-backend CUSTOM": (
                 _named(vllm_config.attention_config.backend) != "CUSTOM"
             ),
-            "on a GPU there are kernels for codes of signs only: train them with "
-            "vllm-hashattn train --codes signs": not signs,
+            "on a GPU the paper's networks have no kernel: train a hash with "
+            "vllm-hashattn train": not isinstance(file, HashFile),
+            f"on a GPU codes of {bits} bits have no kernel (multiples of {_GPU_BITS} "
+            "have)": bits % _GPU_BITS > 0,
             "on a GPU speculative decoding asks for several tokens at once": (
                 vllm_config.speculative_config is not None
             ),

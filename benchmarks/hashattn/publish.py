@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.hashattn import published_quality
 from benchmarks.measured_block import table, with_block
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,12 +61,15 @@ def read_reports(root: Path) -> Reports:
 
     Raises:
         OSError: One is missing.
-        ValueError: One is no JSON.
+        ValueError: One is no JSON, or of an older form.
     """
-    return {
+    reports = {
         name: json.loads((root / RESULTS / f"{name}.json").read_text("utf-8"))
         for name in NAMES
     }
+    for name in MODELS:
+        published_quality.check(name, reports[name])
+    return reports
 
 
 def readme_block(reports: Reports) -> str:
@@ -75,13 +78,14 @@ def readme_block(reports: Reports) -> str:
         [
             _machine(reports[SPEEDS[0]]),
             _decoding(speeds(reports)),
-            *(_quality(reports[name], ("1/16",)) for name in MODELS),
+            *(published_quality.quality(reports[name], ("1/16",)) for name in MODELS),
         ]
     )
 
 
 def docs_block(reports: Reports) -> str:
     """Return all tables."""
+    every = ("1/16", "1/32")
     return "\n\n".join(
         [
             _machine(reports["op"]),
@@ -94,8 +98,8 @@ def docs_block(reports: Reports) -> str:
             _prefill(speeds(reports)),
             _capacity(speeds(reports)),
             "### Quality",
-            *(_quality(reports[name], ("1/16", "1/32")) for name in MODELS),
-            *(_tasks(reports[name]) for name in MODELS),
+            *(published_quality.quality(reports[name], every) for name in MODELS),
+            *(published_quality.tasks(reports[name]) for name in MODELS),
         ]
     )
 
@@ -225,76 +229,6 @@ def _capacity(measured: list[Row]) -> str:
         for model, found in tokens.items()
     ]
     return f"Codes take room: the same memory holds fewer tokens, {', '.join(parts)}."
-
-
-def perplexities(model: Row, kind: str | None = None) -> dict[str, float]:
-    """Perplexity by arm, over texts of one kind or all."""
-    sums: dict[str, list[float]] = {}
-    for row in model["texts"]:
-        if kind in (None, row["kind"]):
-            found = sums.setdefault(row["arm"], [0.0, 0.0])
-            found[0] += row["nll"] * row["tokens"]
-            found[1] += row["tokens"]
-    return {arm: math.exp(nll / tokens) for arm, (nll, tokens) in sums.items()}
-
-
-def informative(model: Row) -> list[str]:
-    """Kinds of tasks in which dense decoding finds more than 80 %."""
-    return [
-        row["kind"]
-        for row in model["tasks"]
-        if row["arm"] == "dense" and row["mean_share"] > 0.8
-    ]
-
-
-def task_means(model: Row) -> dict[str, float]:
-    """Mean share over the informative kinds, by arm."""
-    kinds = informative(model)
-    found: dict[str, list[float]] = {}
-    for row in model["tasks"]:
-        if row["kind"] in kinds:
-            found.setdefault(row["arm"], []).append(row["mean_share"])
-    return {arm: statistics.mean(shares) for arm, shares in found.items()}
-
-
-def _quality(model: Row, densities: tuple[str, ...]) -> str:
-    everything, tasks = perplexities(model), task_means(model)
-    dense = everything["dense"]
-    share = {row["arm"]: row["reading"]["bytes_share"] for row in model["texts"]}
-    rows = []
-    for arm, perplexity in everything.items():
-        if arm != "dense" and not arm.endswith(densities):
-            continue
-        rows.append(
-            [
-                arm,
-                f"{share[arm]:.1%}",
-                f"{perplexity:.3f}",
-                f"{perplexity / dense - 1:+.2%}",
-                f"{tasks[arm]:.1%}" if arm in tasks else "",
-            ]
-        )
-    head = ["arm", "bytes read", "perplexity", "against dense", "tasks"]
-    return f"{model['model']}:\n\n{table(head, rows)}"
-
-
-def _tasks(model: Row) -> str:
-    kinds = list(dict.fromkeys(row["kind"] for row in model["tasks"]))
-    cells = {(row["arm"], row["kind"]): row for row in model["tasks"]}
-    arms = list(dict.fromkeys(row["arm"] for row in model["tasks"]))
-    rows = []
-    for arm in arms:
-        rows.append([arm, *(_share(cells[arm, kind]) for kind in kinds)])
-    counts = ", ".join(f"{kind} {cells[arms[0], kind]['n']}" for kind in kinds)
-    note = (
-        f"{model['model']}, share of what was asked for (95 % interval of answers that "
-        f"hold all of it). Questions: {counts}."
-    )
-    return f"{note}\n\n{table(['arm', *kinds], rows)}"
-
-
-def _share(row: Row) -> str:
-    return f"{row['mean_share']:.0%} ({row['low']:.0%} to {row['high']:.0%})"
 
 
 DOCUMENTS: dict[str, Callable[[Reports], str]] = {

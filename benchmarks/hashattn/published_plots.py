@@ -13,10 +13,10 @@ from benchmarks.hashattn.publish import (
     MODELS,
     Reports,
     Row,
-    perplexities,
     speeds,
     times,
 )
+from benchmarks.hashattn.published_quality import contexts, of_texts
 
 
 def draw(reports: Reports, folder: Path) -> list[Path]:
@@ -94,14 +94,15 @@ def _decoding(measured: list[Row], path: Path) -> list[Path]:
 def _quality(models: list[Row], path: Path) -> list[Path]:
     figure, axes = _axes(len(models))
     for model, axis in zip(models, axes, strict=True):
-        everything = perplexities(model)
-        dense = everything.pop("dense")
-        arms = sorted(everything, key=lambda arm: everything[arm])
-        axis.barh(arms, [100 * (everything[arm] / dense - 1) for arm in arms])
+        tokens = contexts(model)[0]
+        found = of_texts(model, tokens)
+        far = {arm: each.divergence for arm, each in found.items() if arm != "dense"}
+        arms = sorted(far, key=lambda arm: far[arm])
+        axis.barh(arms, [far[arm] for arm in arms])
         axis.invert_yaxis()
         axis.set(
-            title=model["model"],
-            xlabel="perplexity against dense (%)",
-            xscale="symlog",
+            title=f"{model['model']}, {tokens:,} tokens",
+            xlabel="divergence from dense decoding (nats)",
+            xscale="log",
         )
     return save(figure, path)

@@ -4,14 +4,14 @@
 
 Contexts are what costs. Those with needles hold two questions of each kind and one
 passkey, and later ones a passkey only. A screening by dense decoding alone comes first:
-kinds of which it finds 80 % or less say nothing about sparse decoding and are not asked
-again. Kinds that a screening asks fewer than ten times are asked in any case.
+kinds of whose first ten questions it cannot find more than 80 % say nothing about
+sparse decoding and are not asked again.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -26,6 +26,7 @@ from vllm_hashattn.quality import TaskResult
 SCREENED = 10
 PER_CONTEXT = 2
 FOUND_BY_DENSE = 0.8
+_ROUNDING = 1e-6
 _RICH = NeedlePlan(
     singles=PER_CONTEXT,
     multikeys=PER_CONTEXT,
@@ -67,27 +68,41 @@ class Tasks:
     parts: Parts
 
     def plan(self) -> None:
-        """Plan the parts that there will be if counting words is screened out."""
-        self.parts.plan("screening", list(_keys("screening", self._screening())))
+        """Plan the parts that there will be if counting words is screened out soon."""
+        screening = [f"screening {name}" for name in self._screening()]
         kinds = [kind for kind in Kind if kind not in _BUILDERS]
-        self.parts.plan("tasks", list(_keys("tasks", self._contexts(kinds))))
+        self.parts.plan("screening", screening)
+        self.parts.plan("tasks", [f"tasks {name}" for name in self._contexts(kinds)])
 
     def measure(self) -> list[Row]:
         """Return what each arm found of each kind; of screened kinds dense only."""
-        screened = self._rows("screening", self._screening(), self.arms[:1])
+        screened = self._screened()
         dropped = screened_out(screened)
         asked = [kind for kind in Kind if kind not in dropped]
-        rows = self._rows("tasks", self._contexts(asked), self.arms)
+        contexts = self._contexts(asked)
+        self.parts.plan("screening", [])
+        self.parts.plan("tasks", [f"tasks {name}" for name in contexts])
+        rows: list[Row] = []
+        for name, build in contexts.items():
+            rows += self._part("tasks", name, build, self.arms)
         of_dropped = [row for row in screened if row["kind"] in dropped]
         return summary([*rows, *of_dropped])
 
+    def _screened(self) -> list[Row]:
+        rows: list[Row] = []
+        for name, build in self._screening().items():
+            # A context of words asks for one kind, the first part of its name.
+            if name.split()[0] not in screened_out(rows):
+                rows += self._part("screening", name, build, self.arms[:1])
+        return rows
+
     def _screening(self) -> dict[str, Build]:
-        needles = -(-min(SCREENED, self.questions) // PER_CONTEXT)
-        found = {
-            f"needles {n}": partial(self._needles, n, _RICH) for n in range(needles)
-        }
+        questions = min(SCREENED, self.questions)
+        found: dict[str, Build] = {}
+        for n in range(-(-questions // PER_CONTEXT)):
+            found[f"needles {n}"] = partial(self._needles, n, _RICH)
         for kind in _BUILDERS:
-            for n in range(min(SCREENED, self.questions)):
+            for n in range(questions):
                 found[f"{kind.value} {n}"] = partial(self._words, kind, n)
         return found
 
@@ -106,30 +121,16 @@ class Tasks:
                     found[f"{kind.value} {n}"] = partial(self._words, kind, n)
         return found
 
-    def _rows(
-        self, group: str, contexts: Mapping[str, Build], arms: Sequence[Arm]
+    def _part(
+        self, group: str, name: str, build: Build, arms: Sequence[Arm]
     ) -> list[Row]:
-        keys = _keys(group, contexts)
-        self.parts.plan(group, list(keys))
-        found: list[Row] = []
-        for key, build in keys.items():
-            rows = self.parts.measure(group, key, partial(self._part, build, arms))
-            found += [{"part": key, **row} for row in rows]
-        return found
+        """Answers to the questions of one context, in rows of JSON values."""
 
-    def _part(self, build: Build, arms: Sequence[Arm]) -> list[Row]:
-        return [
-            {
-                "arm": each.arm,
-                "question": each.question,
-                "kind": each.score.kind.value,
-                "share": each.score.share,
-                "exact": each.score.exact,
-                "answer": each.answer,
-                "reading": asdict(each.reading),
-            }
-            for each in self.ask(build(), arms)
-        ]
+        def work() -> list[Row]:
+            return [_row(key, each) for each in self.ask(build(), arms)]
+
+        key = f"{group} {name}"
+        return self.parts.measure(group, key, work)
 
     def _needles(self, seed: int, plan: NeedlePlan) -> Sample:
         return build_needle_context(self.tokens, self.count_tokens, None, seed, plan)
@@ -143,19 +144,29 @@ class Tasks:
         return _BUILDERS[kind](self.tokens, self.count_tokens, seed)
 
 
-def _keys(group: str, contexts: Mapping[str, Build]) -> dict[str, Build]:
-    return {f"{group} {name}": build for name, build in contexts.items()}
+def _row(key: str, answer: TaskResult) -> Row:
+    return {
+        "part": key,
+        "arm": answer.arm,
+        "question": answer.question,
+        "kind": answer.score.kind.value,
+        "share": answer.score.share,
+        "exact": answer.score.exact,
+        "answer": answer.answer,
+        "reading": asdict(answer.reading),
+    }
 
 
 def screened_out(rows: Iterable[Row]) -> list[str]:
-    """Return kinds that dense decoding was asked often enough, and finds too seldom."""
+    """Return kinds of whose first ten questions more than 80 % cannot be found."""
     shares: dict[str, list[float]] = {}
     for row in rows:
         shares.setdefault(row["kind"], []).append(row["share"])
+    most_lost = SCREENED * (1 - FOUND_BY_DENSE) - _ROUNDING
     return [
         kind
         for kind, found in shares.items()
-        if len(found) >= SCREENED and statistics.fmean(found) <= FOUND_BY_DENSE
+        if sum(1 - share for share in found[:SCREENED]) >= most_lost
     ]
 
 

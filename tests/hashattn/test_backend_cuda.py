@@ -19,7 +19,6 @@ import torch
 pytest.importorskip("triton")
 
 from vllm.config import (
-    AttentionConfig,
     CacheConfig,
     ModelConfig,
     VllmConfig,
@@ -38,7 +37,7 @@ from vllm.v1.kv_cache_interface import (
 
 from tests.hashattn.paged_cases import random_level_maps
 from tests.hashattn.test_triton_cases import random_maps
-from vllm_hashattn import backend_cuda, serving
+from vllm_hashattn import layer_cuda, serving
 from vllm_hashattn.backend_cuda import (
     HashAttnCudaBackend,
     HashAttnCudaImpl,
@@ -48,7 +47,6 @@ from vllm_hashattn.backend_cuda import (
 )
 from vllm_hashattn.budget import Budget
 from vllm_hashattn.hash_file import HashFile
-from vllm_hashattn.start_checks import UnsupportedError, check_for_gpu
 
 CPU = torch.device("cpu")
 OPTIONS = {
@@ -61,10 +59,11 @@ OPTIONS = {
 }
 
 
-def configured(model_path: str, folder: Path) -> VllmConfig:
+def configured(model_path: str, folder: Path, *, levels: bool) -> VllmConfig:
     """Return the configuration of a server that asks for the plugin."""
     path = folder / "hash.safetensors"
-    layers = {i: random_maps(9, 3, 64, 128, seed=i) for i in range(2, 30)}
+    make = random_level_maps if levels else random_maps
+    layers = {i: make(9, 3, 64, 128, seed=i) for i in range(2, 30)}
     HashFile(layers, {}, {}).save(path)
     return VllmConfig(
         model_config=ModelConfig(model=model_path, dtype="float16"),
@@ -75,7 +74,7 @@ def configured(model_path: str, folder: Path) -> VllmConfig:
 
 @pytest.fixture(scope="module")
 def config(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> VllmConfig:
-    return configured(model_path, tmp_path_factory.mktemp("hash"))
+    return configured(model_path, tmp_path_factory.mktemp("hash"), levels=True)
 
 
 @contextmanager
@@ -218,36 +217,13 @@ def test_vllm_finds_the_backend_and_knows_what_it_cannot_do() -> None:
         assert HashAttnCudaBackend.validate_configuration(**asked), name
 
 
-def test_what_cannot_work_is_refused(config: VllmConfig) -> None:
-    class Unlike:
-        """The configuration but for some parts."""
-
-        def __init__(self, **parts: object) -> None:
-            vars(self).update(parts)
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(config, name)
-
-    asked = AttentionConfig(backend=registry.AttentionBackendEnum.CUSTOM)
-    usual = {"attention_config": asked}
-    signs = HashFile({0: random_maps(9, 3, 64, 128)}, {}, {})
-    levels = HashFile({0: random_level_maps(9, 3, 64, 128)}, {}, {})
-    check_for_gpu(Unlike(**usual), signs)
-    two = replace(config.parallel_config, enable_dbo=True)
-    for parts, file, reason in (
-        ({}, signs, "add --attention-backend CUSTOM"),
-        (usual, levels, "--codes signs"),
-        ({**usual, "speculative_config": object()}, signs, "speculative decoding"),
-        ({**usual, "parallel_config": two}, signs, "two micro-batches"),
-    ):
-        with pytest.raises(UnsupportedError, match=reason):
-            check_for_gpu(Unlike(**parts), file)
-    assert backend_cuda._limits(config) == (8192, 64)
+def test_layers_are_made_by_servers_that_ask_for_the_plugin(config: VllmConfig) -> None:
+    assert layer_cuda._limits(config) == (8192, 64)
     with pytest.raises(ValueError, match="outside of vLLM's configuration"):
-        backend_cuda._limits(None)
+        layer_cuda._limits(None)
     serving._CURRENT.clear()
     with pytest.raises(ValueError, match="without a hash file"):
-        backend_cuda.serving()
+        layer_cuda.serving()
 
 
 def test_vllm_is_as_the_backend_takes_it_to_be() -> None:

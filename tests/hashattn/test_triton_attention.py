@@ -2,6 +2,8 @@
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
 """Triton kernels for attention over given positions, against attention.py."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,9 +13,10 @@ pytest.importorskip("triton")
 from tests.hashattn.test_triton_cases import RowCase, row_case
 from tests.hashattn.test_triton_process import interpreted
 from vllm_hashattn.attention import attend as reference
+from vllm_hashattn.attention import attend_biased
 from vllm_hashattn.budget import Budget
 from vllm_hashattn.triton_attention import attend
-from vllm_hashattn.triton_decode import Workspace
+from vllm_hashattn.triton_workspace import LevelBuffers, Workspace
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 NONE_ALWAYS = Budget(1e-9, 0, sink_tokens=0, recent_tokens=1)
@@ -125,3 +128,42 @@ def test_numbers_that_are_none_are_seen_only_where_they_are_read() -> None:
     compare(out, exact)
     assert run(case, query, [151], 0.125)[0].isnan().all()
     assert run(case, query, [200], 0.125)[0].isnan().all()
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_drawn_tokens_count_for_as_many_as_they_stand_for(dtype: torch.dtype) -> None:
+    case = row_case([300, 20, 90], 2, 64, dtype)
+    query = torch.randn(3, 6, 64).to(dtype)
+    space = Workspace.allocate(
+        *(6, 2, 64, 128, 300, 60, 3, 4, "cpu"),
+        levels=True,
+    )
+    buffers = space.buffers
+    assert isinstance(buffers, LevelBuffers)
+    space.positions.fill_(1 << 30)
+    buffers.extras.fill_(float("nan"))
+    # The second is read whole; of the others each head reads more or less than 60, and
+    # of the last as many as there are, which is not the same as to read it whole.
+    read = [[70, 41], [9, 9], [90, 1]]
+    buffers.rows.copy_(torch.tensor(read))
+    bias = [torch.full((2, n), -torch.inf) for n in case.tokens.tolist()]
+    bias[1].fill_(0.0)
+    for i in (0, 2):
+        for head, count in enumerate(read[i]):
+            some = torch.randperm(len(case.keys[i]))[:count].sort().values
+            space.positions[i, head, :count] = some
+            extra = 8.0 * torch.rand(count)
+            buffers.extras[i, head, :count] = extra
+            bias[i][head, some] = extra * math.log(2.0)
+    out = torch.full_like(query, float("nan"))
+    attend(
+        *(case.data, query, case.blocks, case.tokens),
+        torch.tensor([60, 60, 60], dtype=torch.int32),
+        *(NONE_ALWAYS, 0.125, space, out),
+    )
+    exact = []
+    for i, (keys, values) in enumerate(zip(case.keys, case.values, strict=True)):
+        wide = [each.double() for each in (query[i], keys, values)]
+        exact.append(attend_biased(*wide, 0.125, bias[i].double()))
+    compare(out, exact)

@@ -7,6 +7,8 @@ does not. Here the functions that launch kernels do so as ever, and each launch 
 after compilation, for which Triton needs no device but the name of one.
 """
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,17 +22,20 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from tests.hashattn.test_triton_cases import random_maps
+import vllm_hashattn
+from tests.hashattn.paged_cases import random_level_maps, random_maps
 from tests.hashattn.test_triton_process import INTERPRETED
 from vllm_hashattn.budget import Budget
-from vllm_hashattn.triton_decode import RowCache, Workspace, decode, store_codes
+from vllm_hashattn.triton_cache import RowCache
+from vllm_hashattn.triton_decode import decode, store_codes
+from vllm_hashattn.triton_workspace import Workspace
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
 
-KERNELS = {
-    *("_encode_keys", "_encode_queries", "_scan", "_plan", "_choose"),
-    *("_attend", "_merge"),
-}
+OF_SIGNS = {"_encode_keys", "_encode_queries", "_scan", "_plan", "_choose"}
+OF_LEVELS = {"_encode_levels", "_ask", "_estimate", "_weigh", "_threshold"}
+OF_LEVELS |= {"_count", "_draw"}
+OF_BOTH = {"_attend", "_merge"}
 # Of GPUs with the least: RTX 30 and 40, A10, L4.
 SHARED_BYTES = 99 * 1024
 Launches = dict[str, Any]
@@ -75,15 +80,17 @@ def compile_for(
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype", "heads", "kv_heads", "dim", "bits"),
+    ("levels", "capability", "dtype", "heads", "kv_heads", "dim", "bits"),
     [
-        (80, torch.bfloat16, 32, 8, 128, 128),
-        (90, torch.float16, 16, 1, 64, 512),
-        (90, torch.float32, 9, 3, 96, 128),
+        (False, 80, torch.bfloat16, 32, 8, 128, 128),
+        (False, 90, torch.float16, 16, 1, 64, 512),
+        (True, 80, torch.bfloat16, 32, 8, 128, 128),
+        (True, 90, torch.float32, 9, 3, 96, 384),
     ],
 )
 def test_kernels_compile_for_gpus(
     compile_for: Callable[[int], Launches],
+    levels: bool,
     capability: int,
     dtype: torch.dtype,
     heads: int,
@@ -92,12 +99,15 @@ def test_kernels_compile_for_gpus(
     bits: int,
 ) -> None:
     compiled = compile_for(capability)
-    maps = random_maps(heads, kv_heads, dim, bits)
+    make = random_level_maps if levels else random_maps
+    maps = make(heads, kv_heads, dim, bits)
     width = 2 * dim + bits // 8 // dtype.itemsize
     data = torch.zeros(2, kv_heads, 16, width, dtype=dtype)
     cache = RowCache(data, dim, bits // 8)
     space = Workspace.allocate(
-        heads, kv_heads, dim, bits, 32768, 2048, max_sequences=2, device="cpu"
+        *(heads, kv_heads, dim, bits, 32768, 2048, 2),
+        device="cpu",
+        levels=levels,
     )
     keys = torch.zeros(5, kv_heads, dim, dtype=dtype)
     store_codes(cache, keys, torch.arange(5), maps)
@@ -106,28 +116,34 @@ def test_kernels_compile_for_gpus(
     query = torch.zeros(1, heads, dim, dtype=dtype)
     decode(cache, query, maps, blocks, one, one, Budget(0.0625), 1.0, space)
 
-    assert set(compiled) == KERNELS
+    assert set(compiled) == OF_BOTH | (OF_LEVELS if levels else OF_SIGNS)
     for name, kernel in compiled.items():
         assert len(kernel.asm["cubin"]) > 1000, name
         assert kernel.metadata.shared <= SHARED_BYTES, name
     # Matrices are multiplied by tensor cores.
     assert "mma.sync" in compiled["_attend"].asm["ptx"]
+    scan = compiled["_weigh" if levels else "_scan"].asm["ptx"]
+    if levels:
+        assert ".s32.s8.s8" in scan
+        # What rounds once must not round twice.
+        assert "fma.rn.f32" in scan
     # A thread fetches 16 bytes at once of a code, and of a row.
-    assert "ld.global.v4" in compiled["_scan"].asm["ptx"]
-    attention = compiled["_attend"].asm["ptx"]
-    assert "ld.global.v4" in attention or "cp.async.cg.shared.global" in attention
+    for each in (scan, compiled["_attend"].asm["ptx"]):
+        assert "ld.global.v4" in each or "cp.async.cg.shared.global" in each
 
 
 def test_parameters_mean_what_they_look_like() -> None:
-    from vllm_hashattn import triton_attention, triton_encode, triton_select
-
+    kernels = OF_SIGNS | OF_LEVELS | OF_BOTH
     found = set()
-    for module in (triton_attention, triton_encode, triton_select):
+    for each in pkgutil.iter_modules(vllm_hashattn.__path__):
+        if not each.name.startswith("triton_"):
+            continue
+        module = importlib.import_module(f"vllm_hashattn.{each.name}")
         for name, kernel in vars(module).items():
-            if isinstance(kernel, JITFunction) and name in KERNELS:
+            if isinstance(kernel, JITFunction) and name in kernels:
                 found.add(name)
                 for parameter in kernel.params:
                     assert parameter.is_constexpr == parameter.name.isupper(), name
                     kinds = ("", "i32", "fp32")
                     assert parameter.annotation_type in kinds, parameter.name
-    assert found == KERNELS
+    assert found == kernels

@@ -17,7 +17,8 @@ from tests.hashattn.test_triton_cases import (
 from tests.hashattn.test_triton_process import interpreted
 from vllm_hashattn.codes import pack_signs
 from vllm_hashattn.scorer_linear import LinearScorer
-from vllm_hashattn.triton_decode import RowCache, store_codes
+from vllm_hashattn.triton_cache import RowCache
+from vllm_hashattn.triton_decode import store_codes
 from vllm_hashattn.triton_encode import encode_queries
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

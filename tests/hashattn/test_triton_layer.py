@@ -18,10 +18,12 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from tests.hashattn.test_triton_decode import drawn
 from tests.hashattn.test_triton_process import INTERPRETED, interpreted
-from vllm_hashattn.attention import attend
+from vllm_hashattn.attention import attend_biased
 from vllm_hashattn.budget import Budget
-from vllm_hashattn.scorer import of_group
+from vllm_hashattn.scorer import Scorer, of_group
+from vllm_hashattn.scorer_levels import LevelHash, LevelScorer
 from vllm_hashattn.scorer_linear import LinearScorer
 from vllm_hashattn.selection import pivotal_tokens
 
@@ -52,11 +54,16 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def config(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Any:  # noqa: ANN401
-    """Of a server that asks for the plugin."""
+def config(
+    request: pytest.FixtureRequest,
+    model_path: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Any:  # noqa: ANN401
+    """Of a server that asks for the plugin, with codes of the kind a test names."""
     if not INTERPRETED:
         return None
-    return configured(model_path, tmp_path_factory.mktemp("hash"))
+    levels = getattr(request, "param", "levels") == "levels"
+    return configured(model_path, tmp_path_factory.mktemp("hash"), levels=levels)
 
 
 @dataclass
@@ -127,20 +134,28 @@ class Served:
         results = []
         for i, one in enumerate(query):
             length = len(self.keys[sequence]) - len(query) + i + 1
-            everything = torch.arange(length).expand(KV_HEADS, -1)
-            chosen = everything
-            if not budget.is_dense(length):
-                scorer = LinearScorer(self.layer.impl._maps)
-                scores = scorer.score(one, self.codes(sequence)[:length])
-                chosen = pivotal_tokens(of_group(scores, KV_HEADS), budget)
+            bias = torch.zeros(KV_HEADS, length).double()
+            codes, maps = self.codes(sequence)[:length], self.layer.impl._maps
+            if isinstance(maps, LevelHash):
+                bias = drawn(one, maps, codes, budget)
+            elif not budget.is_dense(length):
+                scores = of_group(LinearScorer(maps).score(one, codes), KV_HEADS)
+                bias.fill_(-torch.inf)
+                bias.scatter_(1, pivotal_tokens(scores, budget), 0.0)
             cached = self.keys[sequence], self.values[sequence]
             wide = [one.double(), *(each[:length].double() for each in cached)]
-            results.append(attend(*wide, DIM**-0.5, chosen))
+            results.append(attend_biased(*wide, DIM**-0.5, bias))
         return torch.stack(results)
+
+    def scorer(self) -> Scorer:
+        """What makes the codes of this layer."""
+        maps = self.layer.impl._maps
+        return LevelScorer(maps) if isinstance(maps, LevelHash) else LinearScorer(maps)
 
 
 def serve(config: Any, index: int, layout: str = "LBHNC", **more: Any) -> Served:  # noqa: ANN401
     """Make a layer as a model of vLLM does, and its cache as vLLM's workers do."""
+    torch.manual_seed(0)
     name = f"model.layers.{index}.self_attn.attn"
     config.compilation_config.static_forward_context.pop(name, None)
     with current(config):
@@ -176,7 +191,11 @@ def close(found: Tensor, wanted: Tensor) -> None:
 
 
 @interpreted
-@pytest.mark.parametrize(("layout", "first"), [("LBHNC", 80), ("LBNHC", 40)])
+@pytest.mark.parametrize(
+    ("config", "layout", "first"),
+    [("levels", "LBHNC", 80), ("signs", "LBNHC", 40)],
+    indirect=["config"],
+)
 def test_steps_of_a_sparse_layer(config: Any, layout: str, first: int) -> None:  # noqa: ANN401
     assert HAS_TRITON
     served = serve(config, 5, layout)
@@ -187,8 +206,7 @@ def test_steps_of_a_sparse_layer(config: Any, layout: str, first: int) -> None: 
         zip(query.split(new), out.split(new), strict=True)
     ):
         close(got, served.exact(i, asked, Budget(1.0)))
-        maps = served.layer.impl._maps
-        differing = LinearScorer(maps).describe(served.keys[i]) != served.codes(i)
+        differing = served.scorer().describe(served.keys[i]) != served.codes(i)
         assert differing.float().mean() < 0.001  # sums near zero, in another order
     # Two sequences decode, of which one is short, and one gets more of its prompt.
     query, out = served.step([1, 1, 24])
@@ -227,6 +245,7 @@ def test_layers_with_sliding_windows_are_left_to_vllm(config: Any) -> None:  # n
 
 
 @interpreted
+@pytest.mark.parametrize("config", ["levels", "signs"], indirect=True)
 def test_profiling_allocates_what_serving_needs(config: Any) -> None:  # noqa: ANN401
     served = serve(config, 7)
     query = torch.randn(4, HEADS, DIM).half()
@@ -237,7 +256,9 @@ def test_profiling_allocates_what_serving_needs(config: Any) -> None:  # noqa: A
     assert (out == 0.0).all()
     space = served.layer.impl._workspace
     assert space.distances.shape == (64, KV_HEADS, 8192)
-    assert space.positions.shape[2] == BUDGET.tokens(8192)
+    most = BUDGET.tokens(8192)
+    drawing = isinstance(served.layer.impl._maps, LevelHash)
+    assert space.positions.shape[2] == most + (most // 4 if drawing else 0)
     # One for all layers.
     again = serve(config, 8)
     again.layer.impl._is_sparse(again.layer, CPU)

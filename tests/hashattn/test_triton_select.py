@@ -15,8 +15,10 @@ from tests.hashattn.test_triton_process import interpreted
 from vllm_hashattn.budget import Budget
 from vllm_hashattn.codes import agreement
 from vllm_hashattn.selection import pivotal_tokens
-from vllm_hashattn.triton_decode import RowCache, Workspace
-from vllm_hashattn.triton_select import choose, scan
+from vllm_hashattn.triton_cache import RowCache
+from vllm_hashattn.triton_scan import scan
+from vllm_hashattn.triton_select import choose
+from vllm_hashattn.triton_workspace import SignBuffers, Workspace
 
 UNTOUCHED = -7
 
@@ -49,9 +51,15 @@ def workspace_for(
         *(heads, case.data.shape[1], 64, bits, most, max_chosen, len(case.tokens)),
         *(parts, "cpu"),
     )
-    for name in ("distances", "counts", "plans", "positions"):
-        getattr(workspace, name).fill_(UNTOUCHED)
+    signs = signs_of(workspace)
+    for each in (workspace.distances, workspace.positions, signs.counts, signs.plans):
+        each.fill_(UNTOUCHED)
     return workspace
+
+
+def signs_of(workspace: Workspace) -> SignBuffers:
+    assert isinstance(workspace.buffers, SignBuffers)
+    return workspace.buffers
 
 
 def run(
@@ -60,8 +68,9 @@ def run(
     counted = torch.tensor(chosen, dtype=torch.int32)
     codes = RowCache(case.data, 64, asked.shape[2]).codes
     words = asked.view(torch.int32)
-    scan(codes, words, case.blocks, case.tokens, counted, budget, space)
-    choose(case.tokens, counted, budget, space)
+    signs = signs_of(space)
+    scan(codes, words, case.blocks, case.tokens, counted, budget, space, signs)
+    choose(case.tokens, counted, budget, space, signs)
 
 
 def exact_distances(case: RowCase, asked: Tensor, sequence: int) -> Tensor:
@@ -86,6 +95,7 @@ def test_distances_are_differing_bits_summed_over_the_group(
     budget = Budget(0.1, min_tokens=0, sink_tokens=4, recent_tokens=2)
     space = workspace_for(case, heads, bits, 110)
     run(case, asked, [30, 2, 110], budget, space)
+    counts = signs_of(space).counts
     for i in (0, 2):
         exact = exact_distances(case, asked, i)
         length = exact.shape[1]
@@ -93,8 +103,8 @@ def test_distances_are_differing_bits_summed_over_the_group(
         assert (space.distances[i, :, length:] == UNTOUCHED).all()
         free = exact[:, 4 : length - 2]
         for head in range(kv_heads):
-            counted = torch.bincount(free[head], minlength=space.counts.shape[3])
-            assert torch.equal(space.counts[i, head].sum(dim=0), counted)
+            counted = torch.bincount(free[head], minlength=counts.shape[3])
+            assert torch.equal(counts[i, head].sum(dim=0), counted)
     assert exact_distances(case, asked, 0).max() == heads // kv_heads * bits
     # A sequence that is read whole needs no distances.
     assert (space.distances[1] == UNTOUCHED).all()

@@ -96,6 +96,27 @@ def by_group(vectors: Tensor, matrices: Tensor) -> Tensor:
     return found.reshape(*leading, heads, outputs)
 
 
+def check_shapes(what: str, maps: object, expected: dict[str, tuple[int, ...]]) -> None:
+    """Refuse maps that do not belong together.
+
+    Args:
+        what: For the message.
+        maps: Of one layer, with a ``key_map``.
+        expected: Shapes of the others, by name.
+
+    Raises:
+        ValueError: One has another shape.
+    """
+    key_map = tuple(maps.key_map.shape)  # type: ignore[attr-defined]
+    for name, shape in expected.items():
+        found = tuple(getattr(maps, name).shape)
+        if found != shape:
+            raise ValueError(
+                f"hashattn: {name} of a {what} has the shape {found}; with a key_map "
+                f"of {key_map} it must be {shape}."
+            )
+
+
 class OracleScorer(Scorer):
     """The true dot products: what any description of keys can only approach."""
 

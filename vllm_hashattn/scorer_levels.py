@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .scorer import Scorer, by_group
+from .scorer import Scorer, by_group, check_shapes
 
 LEVELS = 16
 _MOST_ASKED = 127
@@ -54,18 +54,15 @@ class LevelHash:
     def __post_init__(self) -> None:
         kv_heads, head_dim, channels = self.key_map.shape
         heads = self.query_map.shape[0]
-        expected = {
-            "key_bias": (kv_heads, channels),
-            "query_map": (heads, head_dim, channels),
-            "share": (heads,),
-        }
-        for name, shape in expected.items():
-            found = tuple(getattr(self, name).shape)
-            if found != shape:
-                raise ValueError(
-                    f"hashattn: {name} of a hash of levels has the shape {found}; with "
-                    f"a key_map of {tuple(self.key_map.shape)} it must be {shape}."
-                )
+        check_shapes(
+            "hash of levels",
+            self,
+            {
+                "key_bias": (kv_heads, channels),
+                "query_map": (heads, head_dim, channels),
+                "share": (heads,),
+            },
+        )
         if heads % kv_heads or channels % 16 or not channels:
             raise ValueError(
                 f"hashattn: a hash of {channels} channels for {heads} query heads and "

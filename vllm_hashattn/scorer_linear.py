@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .codes import pack_signs, unpack_signs
-from .scorer import Scorer, by_group
+from .scorer import Scorer, by_group, check_shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +40,15 @@ class LinearHash:
     def __post_init__(self) -> None:
         kv_heads, head_dim, bits = self.key_map.shape
         heads = self.query_map.shape[0]
-        expected = {
-            "key_bias": (kv_heads, bits),
-            "query_map": (heads, head_dim, bits),
-            "query_bias": (heads, bits),
-        }
-        for name, shape in expected.items():
-            found = tuple(getattr(self, name).shape)
-            if found != shape:
-                raise ValueError(
-                    f"hashattn: {name} of a linear hash has the shape {found}; with a "
-                    f"key_map of {tuple(self.key_map.shape)} it must be {shape}."
-                )
+        check_shapes(
+            "linear hash",
+            self,
+            {
+                "key_bias": (kv_heads, bits),
+                "query_map": (heads, head_dim, bits),
+                "query_bias": (heads, bits),
+            },
+        )
         if heads % kv_heads or bits % 8:
             raise ValueError(
                 f"hashattn: a linear hash of {bits} bits for {heads} query heads and "

@@ -50,8 +50,7 @@ _SPARE = tl.constexpr(64)
 def _chances(distance: tl.tensor, threshold: tl.tensor) -> tl.tensor:
     """Chances of which _CERTAIN is 1, int32."""
     below = tl.maximum(distance - threshold, 0)
-    part = below % _OCTAVE * _OF_STEP + _CERTAIN
-    return part >> tl.minimum(below // _OCTAVE, 31)
+    return (below % _OCTAVE * _OF_STEP + _CERTAIN) >> tl.minimum(below // _OCTAVE, 31)
 
 
 @triton.jit
@@ -234,8 +233,8 @@ def draw(
     """
     sizes = limits(workspace)
     grid = len(tokens), sizes["KV_HEADS"]
-    parts = *grid, sizes["PARTS"]
     step = tokens, chosen, workspace.distances
+    known = buffers.thresholds, buffers.drawn
     always = budget.sink_tokens, budget.recent_tokens
     _threshold[grid](
         *(*step, buffers.counts, buffers.thresholds, *always),
@@ -243,10 +242,9 @@ def draw(
         num_warps=8,
         **sizes,
     )
-    _count[parts](*step, buffers.thresholds, buffers.drawn, *always, **sizes)
-    _draw[parts](
-        *(*step, buffers.thresholds, buffers.drawn),
-        *(workspace.positions, buffers.extras, buffers.rows, *always),
+    _count[*grid, sizes["PARTS"]](*step, *known, *always, **sizes)
+    _draw[*grid, sizes["PARTS"]](
+        *(*step, *known, workspace.positions, buffers.extras, buffers.rows, *always),
         MAX_ROWS=workspace.positions.shape[2],
         **sizes,
     )

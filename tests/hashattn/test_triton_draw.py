@@ -131,6 +131,16 @@ def test_thresholds_are_found_near_the_end_of_what_is_counted() -> None:
 
 
 @interpreted
+def test_chances_must_exceed_hurdles() -> None:
+    # All chances are the same, and one of the hurdles is as high.
+    length, budget = 33000, Budget(1e-9, 7000, sink_tokens=4, recent_tokens=6)
+    far = torch.full((KV_HEADS, length), 900, dtype=torch.int32)
+    space = space_for([length], 7000)
+    run([far], [length], budget, space)
+    compare(far, length, 7000, budget, space, 0)
+
+
+@interpreted
 def test_draws_that_have_no_room_are_left_out_from_the_end() -> None:
     length, budget = 12000, Budget(1e-9, 11, sink_tokens=4, recent_tokens=6)
     token = torch.arange(length)

@@ -23,7 +23,7 @@ from benchmarks.command import run_command
 from scripts.model_cache import cache_dir, resolve_model
 
 TOKENS = 6000
-STEPS = 60
+STEPS = 150
 TRAINING_TOKENS = 2048
 DENSITY = 0.125
 ANSWER_TOKENS = 24
@@ -83,7 +83,7 @@ def _train() -> None:
         *(sys.executable, "-m", "vllm_hashattn.cli", "train"),
         *("--model", resolve_model(), "--out", str(hash_path())),
         *("--data", *map(str, sources), "--tokens", str(TRAINING_TOKENS)),
-        *("--documents", "3", "--held-out", "1", "--steps", str(STEPS)),
+        *("--documents", "4", "--held-out", "1", "--steps", str(STEPS)),
     ]
     print("hash: training one for the demo model, about a minute", flush=True)
     started_s = time.perf_counter()

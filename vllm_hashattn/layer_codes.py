@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
@@ -14,8 +15,6 @@ from .codes import pack_signs
 from .hash_file import HashFile, LayerHash, load
 from .paper_file import FORMAT as PAPER_FORMAT
 from .paper_file import PaperFile, PaperNetworks, format_of, load_paper
-from .scorer_levels import LevelHash
-from .scorer_linear import LinearHash
 from .scorer_paper import HeadNetworks, PaperScorer
 
 
@@ -125,16 +124,10 @@ def of_rank(
     group = maps.heads // maps.key_map.shape[0]
     first = number * heads // group
     stored = slice(first, first + kv_heads)
-    if isinstance(maps, LevelHash):
-        return LevelHash(
-            maps.key_map[stored].contiguous(),
-            maps.key_bias[stored].contiguous(),
-            maps.query_map[asked].contiguous(),
-            maps.share[asked].contiguous(),
-        )
-    return LinearHash(
-        maps.key_map[stored].contiguous(),
-        maps.key_bias[stored].contiguous(),
-        maps.query_map[asked].contiguous(),
-        maps.query_bias[asked].contiguous(),
-    )
+    parts = {
+        part.name: getattr(maps, part.name)[
+            stored if part.name.startswith("key") else asked
+        ].contiguous()
+        for part in fields(maps)
+    }
+    return type(maps)(**parts)

@@ -27,7 +27,7 @@ from torch import Tensor
 from .scorer import Scorer, by_group, check_shapes
 
 LEVELS = 16
-_MOST_ASKED = 127
+MOST_ASKED = 127
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ class LevelScorer(Scorer):
             the unit of each head, float32 [..., query heads].
         """
         projected = torch.einsum("...hd,hdc->...hc", query.float(), self.maps.query_map)
-        units = projected.abs().amax(dim=-1) / _MOST_ASKED
+        units = projected.abs().amax(dim=-1) / MOST_ASKED
         safe = units.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(-1)
         return (projected / safe).round(), units
 

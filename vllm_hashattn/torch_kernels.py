@@ -22,7 +22,7 @@ from .scorer import of_group
 from .scorer_levels import LevelHash, LevelScorer
 from .scorer_linear import LinearHash, LinearScorer
 from .selection import pivotal_tokens
-from .weighted_choice import choice_bias, distances, steps_of
+from .weighted_choice import Estimates
 
 _LEAST = 1e-9  # a density that leaves the number to `min_tokens`
 
@@ -84,20 +84,14 @@ def _drawn(
 ) -> Tensor:
     """Draw tokens of one sequence; returns a bias, float32 [kv heads, tokens]."""
     scorer = LevelScorer(maps)
-    asked, units = scorer.asked(query)
+    asked, units = scorer.asked(query.unsqueeze(0))
     tokens, kv_heads = stored.shape[:2]
-    first = min(budget.sink_tokens, tokens)
-    last = max(tokens - budget.recent_tokens, first)
-    found = distances(
-        *(scorer.dots(asked, stored), steps_of(units), maps.share, kv_heads),
-        (first, last),
-    )
-    wanted = max(read - first - (tokens - last), 0)
-    return choice_bias(
-        found.unsqueeze(0),
-        *(torch.tensor([tokens]), torch.tensor([wanted])),
-        *(budget.sink_tokens, budget.recent_tokens),
-    )[0]
+    estimates = Estimates(scorer.dots(asked, stored), units, maps.share, kv_heads)
+    return estimates.drawn(torch.tensor([tokens]), _exactly(budget, read))[0]
+
+
+def _exactly(budget: Budget, read: int) -> Budget:
+    return replace(budget, density=_LEAST, min_tokens=read)
 
 
 def _picked(
@@ -116,8 +110,7 @@ def _picked(
         # [kv heads, codes, 1, bytes] with [kv heads, 1, tokens, bytes]
         each = agreement(codes[row].unsqueeze(2), stored.transpose(0, 1).unsqueeze(1))
         scores = each.sum(dim=1)
-    exactly = replace(budget, density=_LEAST, min_tokens=read)
-    return pivotal_tokens(scores, exactly)
+    return pivotal_tokens(scores, _exactly(budget, read))
 
 
 def prefill(

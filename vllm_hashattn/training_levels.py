@@ -18,14 +18,13 @@ import torch
 from torch import Tensor
 
 from .scorer import by_group
-from .scorer_levels import LEVELS, LevelHash
+from .scorer_levels import LEVELS, MOST_ASKED, LevelHash
 from .training import Captured, TrainingSettings, learnable, usable_documents
 
 # For keys whose channels have a standard deviation of 1.
 _LEARNING_RATE = 4e-3
 _REACH = 2.5  # standard deviations of a channel that the levels span
 _FEWEST_KEYS = 64  # that a query has to choose from, to count
-_MOST_ASKED = 127
 _LEAST_SHARE = 1e-4
 _RIDGE = 1e-6
 
@@ -124,7 +123,7 @@ class _Maps:
     def logits(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Return estimates, [queries, query heads, tokens]."""
         asked = torch.einsum("qhd,hdc->qhc", queries, self.query_map)
-        unit = asked.detach().abs().amax(dim=-1, keepdim=True) / _MOST_ASKED
+        unit = asked.detach().abs().amax(dim=-1, keepdim=True) / MOST_ASKED
         unit = unit.clamp(min=torch.finfo(torch.float32).tiny)
         asked = _passed(asked, (asked / unit).round() * unit)
         stored = torch.einsum("thd,hdc->thc", keys, self.key_map) + self.key_bias

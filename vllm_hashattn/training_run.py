@@ -29,7 +29,7 @@ from .scorer_levels import LevelHash, LevelScorer
 from .scorer_linear import LinearScorer
 from .training import Captured, TrainingSettings, train_layer
 from .training_levels import train_levels
-from .weighted_choice import distances, steps_of
+from .weighted_choice import Estimates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -208,12 +208,10 @@ def _scores(scorer: Scorer, query: Tensor, described: Tensor, kv_heads: int) -> 
     """Scores to choose by: of query heads, or of groups where weights are estimated."""
     if not isinstance(scorer, LevelScorer):
         return scorer.score(query, described)
-    asked, units = scorer.asked(query)
-    last = len(described) - _EVALUATED.recent_tokens
-    return -distances(
-        *(scorer.dots(asked, described), steps_of(units), scorer.maps.share),
-        *(kv_heads, (_EVALUATED.sink_tokens, last)),
-    )
+    asked, units = scorer.asked(query.unsqueeze(0))
+    dots = scorer.dots(asked, described)
+    estimates = Estimates(dots, units, scorer.maps.share, kv_heads)
+    return -estimates.distances(torch.tensor([len(described)]), _EVALUATED)[0]
 
 
 def _recall(scorer: Scorer, documents: Sequence[Captured]) -> tuple[float, float]:

@@ -27,8 +27,12 @@ All is done in whole numbers, so that every kernel chooses the same tokens:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from .budget import Budget
 
 _OCTAVE_BITS = 5
 OCTAVE = 1 << _OCTAVE_BITS  # steps
@@ -166,3 +170,60 @@ def choice_bias(
     bias = torch.where(drawn, bias, -torch.inf)
     always = (token < seen) & ~candidates
     return torch.where(always, torch.zeros_like(bias), bias)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimates:
+    """Logits of each row, but for a constant of each head.
+
+    Attributes:
+        dots: Float32 [n, query heads, tokens].
+        units: Of a logit, what one of `dots` is, float32 [n, query heads].
+        share: Of attention that goes to tokens not always read, float32 [query heads].
+        kv_heads: KV heads.
+    """
+
+    dots: Tensor
+    units: Tensor
+    share: Tensor
+    kv_heads: int
+
+    def distances(self, lengths: Tensor, budget: Budget) -> Tensor:
+        """Find how far below a fixed weight tokens are.
+
+        Args:
+            lengths: Tokens that each row sees, int64 [n].
+            budget: Which of them are always read.
+
+        Returns:
+            As of :func:`distances`, int32 [n, kv heads, tokens]; of tokens
+            that are not always read only.
+        """
+        # Row by row: the numbers of one fit into a core's cache and those of many do
+        # not, which takes four times as long.
+        steps, found = steps_of(self.units), []
+        for row, length in enumerate(lengths.tolist()):
+            first = min(budget.sink_tokens, length)
+            candidates = first, max(length - budget.recent_tokens, first)
+            estimate = self.dots[row], steps[row], self.share, self.kv_heads
+            found.append(distances(*estimate, candidates))
+        return torch.stack(found)
+
+    def drawn(self, lengths: Tensor, budget: Budget) -> Tensor:
+        """Draw tokens by their weight; rows that are read whole draw all of them.
+
+        Args:
+            lengths: Tokens that each row sees, int64 [n].
+            budget: How many are read on average, and which always.
+
+        Returns:
+            What is added to dot products, as of :func:`choice_bias`, float32 [n, kv
+            heads, tokens].
+        """
+        always = budget.sink_tokens + budget.recent_tokens
+        wanted = [max(budget.tokens(each) - always, 0) for each in lengths.tolist()]
+        return choice_bias(
+            self.distances(lengths, budget),
+            *(lengths, torch.tensor(wanted, dtype=torch.int64)),
+            *(budget.sink_tokens, budget.recent_tokens),
+        )

@@ -20,10 +20,10 @@ from vllm_hashattn.evaluation_likelihood import (
     nll_of_rows,
     same_top_of_rows,
 )
-from vllm_hashattn.evaluation_weighted import Estimates, LogitOracle, estimates
+from vllm_hashattn.evaluation_weighted import LogitOracle, estimates
 from vllm_hashattn.scorer import OracleScorer, Scorer
 from vllm_hashattn.scorer_quest import QuestScorer
-from vllm_hashattn.weighted_choice import choice_bias, distances, steps_of
+from vllm_hashattn.weighted_choice import Estimates, choice_bias, distances, steps_of
 
 KV_HEADS, DIM = 3, 64
 

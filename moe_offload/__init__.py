@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
-"""Mixture-of-experts models in vLLM with expert weights held in CPU memory.
+"""Mixture-of-experts models in vLLM that are larger than the memory they run in.
 
-This version holds the package only: it installs beside vLLM, changes nothing, and
-refuses to start a server that asks for it with
-``--additional-config.moe_offload.enabled true``. Every vLLM process imports this
-module, hence it uses the standard library only.
+Installed, it changes nothing; ``--additional-config.moe_offload.enabled true`` switches
+it on. Every vLLM process imports this module, hence it uses the standard library only.
 """
 
 __version__ = "0.1.0"
@@ -17,7 +15,6 @@ def register() -> None:
 
     vLLM calls this in every process, possibly more than once.
     """
-    from moe_offload.compat import check_before_start
-    from moe_offload.config import refuse_if_asked
+    from moe_offload.compat import check_at_start
 
-    check_before_start(refuse_if_asked)
+    check_at_start()

@@ -168,20 +168,21 @@ def tasks(model: Row) -> str:
     rows = [
         [arm, *(_share(cells.get((arm, kind))) for kind in counted)] for arm in arms
     ]
-    counts = ", ".join(f"{kind} {cells['dense', kind]['n']}" for kind in counted)
     others = [
         f"{kind} ({row['mean_share']:.0%} of {row['n']} questions)"
         for (arm, kind), row in cells.items()
         if arm == "dense" and kind not in counted
     ]
+    too_little = f"dense decoding finds too little: {', '.join(others)}."
+    if not counted:
+        return f"{model['model']}: no task says anything, for {too_little}"
+    counts = ", ".join(f"{kind} {cells['dense', kind]['n']}" for kind in counted)
     note = (
         f"{model['model']}, share of what was asked for (95 % interval of answers that "
         f"hold all of it). Questions: {counts}."
     )
     if others:
-        note += (
-            f" Not counted, for dense decoding finds too little: {', '.join(others)}."
-        )
+        note += f" Not counted, for {too_little}"
     return f"{note}\n\n{table(['arm', *counted], rows)}"
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM Program Suite
-"""Plugins that are not there yet keep a server that asks for them from starting."""
+"""Plugins that cannot run as asked keep a server from starting, and no others do."""
 
 import json
 import os
@@ -58,7 +58,8 @@ def outcomes(model_path: str) -> dict[str, Outcome]:
     """What each way of asking, or not asking, leads to."""
     cases: dict[str, dict[str, object]] = {
         "nothing": {},
-        "moe_offload": {"moe_offload": {"enabled": True}},
+        "moe_offload": {"moe_offload": {"enabled": True, "device_memory_gib": 1}},
+        "no memory": {"moe_offload": {"enabled": True}},
         "hashattn": {"hashattn": {"weights": "codes.safetensors"}},
         "misspelt": {"vectorq": {"enable": True}},
         "malformed": {"moe_offload": {"enabled": "yes"}},
@@ -69,14 +70,11 @@ def outcomes(model_path: str) -> dict[str, Outcome]:
 
 
 @pytest.mark.vllm
-def test_asking_for_what_is_not_there_yet_is_refused(
-    outcomes: dict[str, Outcome],
-) -> None:
-    outcome = outcomes["moe_offload"]
-    assert isinstance(outcome, str), "it was not refused"
-    assert outcome.startswith("moe_offload: asked for ")
-    assert "but this version (0.1.0) " in outcome
-    assert "remove the option" in outcome
+def test_a_model_without_experts_is_refused(outcomes: dict[str, Outcome]) -> None:
+    outcome = str(outcomes["moe_offload"])
+    assert outcome.startswith("moe_offload: cannot run here: ")
+    assert "LlamaForCausalLM has no adapter (MixtralForCausalLM, " in outcome
+    assert "Remove --additional-config.moe_offload.enabled" in outcome
 
 
 @pytest.mark.vllm
@@ -84,12 +82,15 @@ def test_asking_without_what_is_needed_is_refused(
     outcomes: dict[str, Outcome],
 ) -> None:
     assert "codes.safetensors cannot be read" in str(outcomes["hashattn"])
+    assert "device_memory_gib=0.0 cannot be used: say how many GiB" in str(
+        outcomes["no memory"]
+    )
 
 
 @pytest.mark.vllm
 def test_mistakes_are_named(outcomes: dict[str, Outcome]) -> None:
     assert "Did you mean 'enabled'?" in outcomes["misspelt"]
-    assert "neither true nor false" in outcomes["malformed"]
+    assert "enabled='yes' cannot be used: give true or false" in outcomes["malformed"]
 
 
 @pytest.mark.vllm
@@ -121,5 +122,5 @@ def test_vllm_serve_ends_with_the_sentence(
         command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
     )
     assert result.returncode != 0
-    sentence = "moe_offload: asked for "
+    sentence = "moe_offload.device_memory_gib=0.0 cannot be used"
     assert sentence in result.stdout + result.stderr

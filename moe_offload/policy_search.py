@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from .estimate import Estimate, estimate
 from .machine import Machine
@@ -22,11 +23,10 @@ from .policy_shares import pass_tokens, placed
 
 MAX_BATCH = 4096
 # Of policies this close to the best, one whose cache stays where it is, as the schedule
-# is simpler; of those the one with the smallest batch: it answers sooner.
+# is simpler; of those one with the smallest batch, which answers sooner.
 _AS_GOOD = 0.995
 _GRID_STEP = 1.2
-# Policies around which all neighbours are tried.
-_STARTS = 6
+_STARTS = 6  # points around which all neighbours are tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,18 @@ class _Question:
     experts_on_device: bool
 
 
-# Attention on the device, micro-batch, micro-batches, halvings of the prefill pass.
-_Point = tuple[bool, int, int, int]
+class _Place(NamedTuple):
+    """Where attention is, and what of cache and experts comes to the device first."""
+
+    attention_on_device: bool
+    cache_first: bool
+
+
+# Place, micro-batch, micro-batches, and halvings of the prefill pass.
+_Point = tuple[_Place, int, int, int]
 _Found = dict[_Point, tuple[Policy, Estimate] | None]
 _MOST_HALVINGS = 32
+_PLACES = (_Place(True, False), _Place(True, True), _Place(False, False))
 
 
 def best_policy(
@@ -84,7 +92,11 @@ def best_policy(
     question = _Question(
         shape, machine, workload, most, batch, micro_batch, experts_on_device
     )
-    places = (True, False) if attention_on_device is None else (attention_on_device,)
+    places = [
+        place
+        for place in _PLACES
+        if attention_on_device in (None, place.attention_on_device)
+    ]
     found: _Found = {}
     for place in places:
         for point in _grid(question, place):
@@ -100,16 +112,16 @@ def _simplest(fitting: list[tuple[Policy, Estimate]]) -> tuple[Policy, Estimate]
     """Of those about as fast as the fastest, the one that is simplest to run."""
     enough = _AS_GOOD * max(each.throughput_tokens_per_s for _, each in fitting)
 
-    def rank(each: tuple[Policy, Estimate]) -> tuple[bool, int, float]:
-        policy, promise = each
+    def rank(each: tuple[Policy, Estimate]) -> tuple[bool, int, float, float]:
+        policy, speed = each[0], each[1].throughput_tokens_per_s
         streams = policy.attention_on_device and policy.cache_on_device_share < 1.0
-        return streams, policy.batch, -promise.throughput_tokens_per_s
+        return streams, policy.batch, -policy.device_share, -speed
 
     as_good = (each for each in fitting if each[1].throughput_tokens_per_s >= enough)
     return min(as_good, key=rank)
 
 
-def _grid(question: _Question, place: bool) -> Iterator[_Point]:
+def _grid(question: _Question, place: _Place) -> Iterator[_Point]:
     """Sizes that grow by a fifth, small ones all."""
     sizes = list(_growing(question.max_batch))
     if question.batch is not None:
@@ -131,14 +143,14 @@ def _growing(most: int) -> Iterator[int]:
     yield most
 
 
-def _refine(question: _Question, place: bool, found: _Found) -> None:
+def _refine(question: _Question, place: _Place, found: _Found) -> None:
     """Walk uphill from the best points, with ever smaller steps."""
 
     def height(point: _Point) -> float:
         result = _try(question, point, found)
         return result[1].throughput_tokens_per_s if result else 0.0
 
-    own = [point for point in found if point[0] is place]
+    own = [point for point in found if point[0] == place]
     for start in sorted(own, key=height, reverse=True)[:_STARTS]:
         best, step = start, _GRID_STEP - 1.0
         while True:
@@ -178,14 +190,19 @@ _DIRECTIONS = tuple(
 
 
 def _try_passes(question: _Question, point: _Point, found: _Found) -> None:
-    """Try a point with the longest prefill pass that fits."""
+    """Try a point with the prefill passes among which the best may be.
+
+    These are the longest, and shorter ones as long as they leave room for more experts.
+    """
     place, micro_batch, many, _ = point
-    shortest = (place, micro_batch, many, _MOST_HALVINGS)
-    if _try(question, point, found) or not _try(question, shortest, found):
+    shortest = _try(question, (place, micro_batch, many, _MOST_HALVINGS), found)
+    if shortest is None:
         return
-    halvings = 1
-    while not _try(question, (place, micro_batch, many, halvings), found):
-        halvings += 1
+    most = shortest[0].device_share
+    for halvings in range(_MOST_HALVINGS):
+        result = _try(question, (place, micro_batch, many, halvings), found)
+        if result is not None and result[0].device_share >= most:
+            return
 
 
 def _try(
@@ -207,39 +224,30 @@ def _policy(question: _Question, point: _Point) -> Policy:
     shape, machine, workload = question.shape, question.machine, question.workload
     batch = question.batch or micro_batch * many
     tokens = pass_tokens(shape, machine, workload, batch, halvings)
-    bare = Policy(
-        batch, micro_batch, place, question.experts_on_device, 0, 1, 0, 0, tokens
-    )
-    return placed(shape, machine, workload, bare)
+    computed = place.attention_on_device, question.experts_on_device
+    bare = Policy(batch, micro_batch, *computed, 0, 1, 0, 0, tokens)
+    return placed(shape, machine, workload, bare, place.cache_first)
 
 
-def _nothing_fits(question: _Question, places: tuple[bool, ...]) -> ValueError:
+def _nothing_fits(question: _Question, places: list[_Place]) -> ValueError:
     """What the smallest batch lacks, where it lacks least."""
-    shape, machine = question.shape, question.machine
+    shape, machine, workload = question.shape, question.machine, question.workload
     size = question.micro_batch or 1
     many = 1 if question.batch is None else -(-question.batch // size)
     smallest = [
         _policy(question, (place, size, many, _MOST_HALVINGS)) for place in places
     ]
     lacks = min(
-        (missing_bytes(shape, machine, question.workload, each) for each in smallest),
+        (missing_bytes(shape, machine, workload, each) for each in smallest),
         key=lambda each: sum(each.values()),
     )
     named = " and ".join(
         f"{lack / 2**30:.2f} GiB ({math.ceil(lack)} bytes) of {name}"
         for name, lack in lacks.items()
     )
-    model, device, host = (
-        f"{size_bytes / 2**30:.1f} GiB"
-        for size_bytes in (
-            shape.total_bytes,
-            machine.device.capacity_bytes,
-            machine.host.capacity_bytes,
-        )
-    )
+    model = f"a model of {shape.total_bytes / 2**30:.1f} GiB"
     return ValueError(
-        f"moe_offload: asked for a policy for a model of {model} with {device} of "
-        f"device memory and {host} of host memory, but a batch of "
+        f"moe_offload: asked for a policy for {model}, but a batch of "
         f"{smallest[0].batch} lacks {named}. Give as much, keep experts on a disk, or "
         "take fewer requests at a time or a smaller model."
     )

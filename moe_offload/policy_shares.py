@@ -30,7 +30,11 @@ _SMALLEST_PASS_TOKENS = 256
 
 
 def placed(
-    shape: ModelShape, machine: Machine, workload: Workload, policy: Policy
+    shape: ModelShape,
+    machine: Machine,
+    workload: Workload,
+    policy: Policy,
+    cache_first: bool = False,
 ) -> Policy:
     """Return a policy with its shares chosen anew, whether or not they fit then.
 
@@ -44,40 +48,46 @@ def placed(
         machine: That is to run it.
         workload: Requests.
         policy: Its batch and what is computed where are kept.
+        cache_first: Whether the cache goes to the device before experts do. It is worth
+            it where little can be written to the host.
     """
     bare = replace(
-        policy,
-        device_share=0.0,
-        host_share=1.0,
-        disk_share=0.0,
-        cache_on_device_share=0,
+        policy, device_share=0, host_share=1, disk_share=0, cache_on_device_share=0
     )
     room = machine.device.capacity_bytes
     room -= sum(device_memory(shape, workload, bare).values())
-    resident, cached = 0, 0.0
+    # Cache buffers are part of what is taken already, and shrink with its share.
+    cost = cache_bytes(shape, workload, bare)
+    cost -= cache_buffer_bytes(shape, workload, bare)
+    cached = 0.0
+    if policy.attention_on_device and cache_first:
+        cached = _fitting_share(cost, room)
+        room -= cached * cost
+    resident = 0
     if policy.experts_on_device:
         room += page_buffer_bytes(shape, 0.0)
         resident = _resident_experts(shape, room)
         share = resident / shape.experts
         room -= share * shape.layers * shape.layer_expert_bytes
         room -= page_buffer_bytes(shape, share)
-    if policy.attention_on_device:
-        # Cache buffers are part of what is taken already, and shrink with this share.
-        cost = cache_bytes(shape, workload, bare)
-        cost -= cache_buffer_bytes(shape, workload, bare)
-        cached = 1.0 if cost <= room else max(0.0, room / cost)
-    disk = 0
-    if policy.experts_on_device and machine.disk_bytes_per_s is not None:
-        kept = replace(bare, cache_on_device_share=cached)
-        disk = _disk_experts(shape, machine, workload, kept, resident)
+    if policy.attention_on_device and not cache_first:
+        cached = _fitting_share(cost, room)
+    kept = replace(bare, cache_on_device_share=cached)
+    disk = _disk_experts(shape, machine, workload, kept, resident)
     device_share, disk_share = resident / shape.experts, disk / shape.experts
     return replace(
-        policy,
+        kept,
         device_share=device_share,
         host_share=max(0.0, 1.0 - device_share - disk_share),
         disk_share=disk_share,
-        cache_on_device_share=cached,
     )
+
+
+def _fitting_share(cost_bytes: float, room_bytes: float) -> float:
+    """How much of something fits, from 0 to 1."""
+    if cost_bytes <= room_bytes:
+        return 1.0
+    return max(0.0, room_bytes / cost_bytes)
 
 
 def _resident_experts(shape: ModelShape, room_bytes: float) -> int:
@@ -98,15 +108,21 @@ def _disk_experts(
     bare: Policy,
     resident: int,
 ) -> int:
-    """Experts of each layer that host memory has no room for."""
+    """Experts of each layer that host memory has no room for and a disk has."""
+    if machine.disk_bytes_per_s is None or not bare.experts_on_device:
+        return 0
     room = machine.host.capacity_bytes
     room -= sum(host_memory(shape, workload, bare).values())
     room += shape.layers * shape.layer_expert_bytes
     others, one = shape.experts - resident, shape.layers * shape.expert_bytes
-    if others * one <= room:
-        return 0
-    room -= staging_bytes(shape, others / shape.experts, bare.micro_batches)
-    return others - min(others, max(0, int(room // one)))
+    disk = max(0, others - int(max(room, 0.0) // one))
+    # What comes from a disk passes through host memory, which takes some, too.
+    while disk < others:
+        staged = staging_bytes(shape, disk / shape.experts, bare.micro_batches)
+        if (others - disk) * one + staged <= room:
+            break
+        disk += 1
+    return disk
 
 
 def pass_tokens(

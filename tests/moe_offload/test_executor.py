@@ -393,9 +393,20 @@ def test_operations_that_run_when_another_fails_are_waited_for(
     assert ended.is_set()
 
 
+def threads_of_lanes(executor: Executor) -> dict[Lane, threading.Thread]:
+    threads: dict[Lane, threading.Thread] = {}
+
+    def note(each: Operation) -> None:
+        threads[each.lane] = threading.current_thread()
+
+    check_order(executor.run(SMALL, dict.fromkeys(Kind, note), 20.0))
+    return threads
+
+
 def test_a_stall_names_what_is_in_progress_and_what_waits(executor: Executor) -> None:
     go_on = threading.Event()
     late: list[Operation] = []
+    before = threads_of_lanes(executor)
 
     def stuck(each: Operation) -> None:
         if each.layer == 1:
@@ -412,7 +423,8 @@ def test_a_stall_names_what_is_in_progress_and_what_waits(executor: Executor) ->
     ):
         assert part in str(found.value)
     # The lane has a new thread; the old one, when it wakes, does no more of its run.
-    check_order(executor.run(SMALL, NOTHING, 20.0))
+    after = threads_of_lanes(executor)
+    assert [lane for lane in Lane if after[lane] is not before[lane]] == [Lane.HOST]
     threads = named_threads()
     go_on.set()
     wait_until(lambda: len(named_threads()) == len(threads) - 1)

@@ -80,6 +80,45 @@ def test_nothing_is_lost_and_caps_are_kept(
         assert sum(each.prompt_tokens + generated for each in part) <= cache
 
 
+def as_written(
+    requests: list[Request], micro_batches: int, cap: int, generated: int, cache: int
+) -> tuple[list[list[Request]], list[Request]]:
+    """Alg. 2 once more, with sums that are added up anew each time."""
+
+    def prompts(part: list[Request]) -> int:
+        return sum(each.prompt_tokens for each in part)
+
+    open_parts: list[list[Request]] = [[] for _ in range(micro_batches)]
+    full, left_out = [], []
+    for each in sorted(requests, key=lambda each: each.prompt_tokens, reverse=True):
+        part = min(open_parts, key=prompts, default=[])
+        room = cache - prompts(part) - (1 + len(part)) * generated
+        if not open_parts or each.prompt_tokens > room:
+            left_out.append(each)
+            continue
+        part.append(each)
+        if len(part) == cap:
+            full.append(part)
+            open_parts = [other for other in open_parts if other is not part]
+    return full + [part for part in open_parts if part], left_out
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 9), max_size=20),
+    micro_batches=st.integers(1, 5),
+    cap=st.integers(1, 4),
+    generated=st.integers(0, 3),
+    cache=st.integers(10, 60),
+)
+def test_the_published_algorithm_written_otherwise(
+    lengths: list[int], micro_batches: int, cap: int, generated: int, cache: int
+) -> None:
+    given = requests_of(lengths)
+    sizes = (micro_batches, cap, generated, cache)
+    assert balanced(given, *sizes) == as_written(given, *sizes)
+
+
 def best_maximum(lengths: list[int], parts: int) -> int:
     """Lightest possible heaviest part, by trying all."""
     best = sum(lengths)
@@ -127,6 +166,23 @@ def test_requests_without_tokens_are_spread_too() -> None:
     kept = Assignment(3, 2)
     assert [kept.add(key, 0) for key in range(6)] == [0, 1, 2, 0, 1, 2]
     assert kept.imbalance == 1.0
+
+
+def test_the_longest_are_distributed_first() -> None:
+    kept = Assignment(2, 5)
+    for key, tokens in enumerate([1, 1, 1, 1, 4]):
+        kept.add(key, tokens)
+    assert kept.weights_tokens == (6, 2)
+    assert kept.rebalance() > 0
+    assert kept.weights_tokens == (4, 4)
+
+
+def test_micro_batches_that_have_to_be_empty_do_not_count() -> None:
+    kept = Assignment(4, 2)
+    kept.add("a", 10)
+    assert kept.imbalance == 1.0
+    kept.add("b", 30)
+    assert kept.imbalance == 1.5
 
 
 def test_what_grew_apart_is_distributed_anew() -> None:

@@ -24,11 +24,10 @@ class MoeOffloadConfig:
 
     Attributes:
         enabled: Whether the plugin is used at all.
-        device_memory_gib: For the model's weights on the device, experts and all
-            others. On a CPU, the memory that they are computed from.
+        device_memory_gib: That experts are computed from; it never grows.
         disk: Folder that experts are kept in. Empty: they are kept in host memory.
         micro_batches: Parts of a batch that pass through a layer one after another.
-            0: as many as the planner says.
+            0: two.
         schedule: Order of computing and moving. Others than the default are there to
             be compared with.
         read_threads: Reads of the disk at once.
@@ -65,7 +64,7 @@ class MoeOffloadConfig:
             raise _wrong(
                 "device_memory_gib",
                 self.device_memory_gib,
-                "say how many GiB the model's weights may take on the device",
+                "say how many GiB experts may be computed from",
             )
 
     @classmethod

@@ -45,6 +45,11 @@ class DiskStore(PageStore):
         form: Of the pages.
         threads: Reads at once.
 
+    Attributes:
+        path: Of the file.
+        reused: Whether all pages were there already.
+        direct: Whether reads go around the page cache.
+
     Raises:
         OSError: The file cannot be made, or the disk has no room for it.
     """
@@ -65,7 +70,8 @@ class DiskStore(PageStore):
         )
         self._bounce = threading.local()
         path.parent.mkdir(parents=True, exist_ok=True)
-        if self._complete():
+        self.reused = self._complete()
+        if self.reused:
             self._written[:] = True
         else:
             self._make()

@@ -43,8 +43,6 @@ class _State:
 class LayerWork:
     """A step of a model, cut into operations.
 
-    On a CPU, queries and results need not be moved: those operations do nothing.
-
     Args:
         stages: Pieces of the model.
         experts: Of the model.
@@ -86,10 +84,7 @@ class LayerWork:
         """Return what does each kind of operation."""
         return {
             Kind.PRE_ATTENTION: self.before_attention,
-            Kind.OFFLOAD_QKV: _nothing,
             Kind.HOST_ATTENTION: self.attention,
-            Kind.LOAD_HIDDEN: _nothing,
-            Kind.STAGE_PAGES: _nothing,
             Kind.LOAD_PAGES: self.load_pages,
             Kind.POST_ATTENTION: self.after_attention,
         }
@@ -151,7 +146,3 @@ class LayerWork:
             found[state.batch.rows] = self._stages.finish(state.hidden, state.residual)
         self._states = []
         return found
-
-
-def _nothing(_: Operation) -> None:
-    """Device and host are one."""

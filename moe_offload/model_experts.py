@@ -27,6 +27,7 @@ class ModelExperts:
         capacity_bytes: Of the arena.
         file: Where experts lie on a disk; ``None`` for host memory.
         key: Says which weights these are.
+        read_threads: Reads of the disk at once.
     """
 
     def __init__(
@@ -36,33 +37,46 @@ class ModelExperts:
         capacity_bytes: int,
         file: Path | None,
         key: dict[str, Any],
+        read_threads: int = 2,
     ) -> None:
         self.layers = layers
         self.experts = experts
         self.capacity_bytes = capacity_bytes
         self._file = file
         self._key = key
+        self._read_threads = read_threads
         self._store: PageStore | None = None
         self._memory: ExpertMemory | None = None
-        # The turn that each layer has now.
+        # Of the first layer in this step.
         self._first_turn = 0
 
-    def store(self, form: ExpertFormat) -> PageStore:
-        """Return the store; makes it at the first call, when the format is known."""
+    def store(self, form: ExpertFormat, kernel: str) -> PageStore:
+        """Return the store; makes it at the first call, when the format is known.
+
+        Args:
+            form: Of the pages.
+            kernel: Name of what reads them, which may have an order of its own.
+        """
         if self._store is None:
             if self._file is None:
                 self._store = MemoryStore(self.layers, self.experts, form)
             else:
                 about = {
                     **self._key,
+                    "kernel": kernel,
                     "gate_up": form.gate_up,
                     "down": form.down,
                     "dtype": str(form.dtype),
                 }
                 self._store = DiskStore(
-                    self._file, about, self.layers, self.experts, form
+                    *(self._file, about, self.layers, self.experts, form),
+                    self._read_threads,
                 )
         return self._store
+
+    def all_there(self) -> bool:
+        """Return whether an earlier start has stored all experts already."""
+        return isinstance(self._store, DiskStore) and self._store.reused
 
     def memory(self) -> ExpertMemory:
         """Return the experts in the arena; fills it at the first call."""

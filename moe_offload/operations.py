@@ -100,6 +100,7 @@ class Schedule:
             and those of the following step are when it ends.
         staging_slots: Pinned buffers for groups of pages; 0: pages are pinned already.
         first_buffer: Buffer of the first layer.
+        one_memory: Device and host are one; nothing but pages moves.
 
     Raises:
         ScheduleError: The schedule is not safe or not complete.
@@ -115,6 +116,7 @@ class Schedule:
     carried: bool = True
     staging_slots: int = 0
     first_buffer: int = 0
+    one_memory: bool = False
 
     def __post_init__(self) -> None:
         for number, each in enumerate(self.operations):
@@ -177,7 +179,6 @@ class Schedule:
 _Key = tuple[Kind, int, int]
 _READS = {
     Kind.OFFLOAD_QKV: (Kind.PRE_ATTENTION,),
-    Kind.HOST_ATTENTION: (Kind.OFFLOAD_QKV,),
     Kind.LOAD_HIDDEN: (Kind.HOST_ATTENTION,),
     Kind.DEVICE_ATTENTION: (Kind.PRE_ATTENTION, Kind.LOAD_CACHE),
     Kind.STORE_CACHE: (Kind.PRE_ATTENTION,),
@@ -222,13 +223,17 @@ def _rules(
     loads: list[_Key] = []
     for (kind, place, part), each in found.items():
         yield from ((each, (read, place, part)) for read in _READS.get(kind, ()))
-        if kind is Kind.PRE_ATTENTION and place:
+        if kind is Kind.HOST_ATTENTION:
+            moved = Kind.PRE_ATTENTION if schedule.one_memory else Kind.OFFLOAD_QKV
+            yield each, (moved, place, part)
+        elif kind is Kind.PRE_ATTENTION and place:
             yield each, (Kind.POST_ATTENTION, place - 1, part)
             if (Kind.STORE_CACHE, place - 1, part) in found:  # of the keys it replaces
                 yield each, (Kind.STORE_CACHE, place - 1, part)
         elif kind is Kind.POST_ATTENTION:
             local = (Kind.DEVICE_ATTENTION, place, part)
-            yield each, local if local in found else (Kind.LOAD_HIDDEN, place, part)
+            came = Kind.HOST_ATTENTION if schedule.one_memory else Kind.LOAD_HIDDEN
+            yield each, local if local in found else (came, place, part)
         elif kind is Kind.LOAD_CACHE:
             rank = place * len(parts) + part - CACHE_BUFFERS
             if rank >= 0:

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
+import vllm
 from torch import Tensor, nn
 from vllm.model_executor.layers.fused_moe.oracle.unquantized import (
     convert_to_unquantized_kernel_format,
@@ -36,6 +37,11 @@ _EXPERT = re.compile(r"(?:experts\.)?(\d+)\.(\w+)\.weight")
 
 class PagedMethod(UnquantizedFusedMoEMethod):
     """Computes with vLLM's kernel from slots of the arena."""
+
+    @property
+    def kernel_name(self) -> str:
+        """Of vLLM's kernel, with vLLM's version: pages are in its form."""
+        return f"{type(self._kernel.fused_experts).__name__} of vLLM {vllm.__version__}"
 
     @property
     def _kernel(self) -> Any:
@@ -158,7 +164,8 @@ class PagedExperts(RoutedExperts):
                     "weight of an expert in a form that is known. Known are "
                     f"EXPERT.{{{','.join(map(str, names))}}}.weight."
                 )
-            self._take(int(found[1]), names[found[2]], weight)
+            if not self.model_experts.all_there():
+                self._take(int(found[1]), names[found[2]], weight)
             yield name
 
     def _take(self, expert: int, which: str, weight: Tensor) -> None:
@@ -175,6 +182,8 @@ class PagedExperts(RoutedExperts):
         pages = self._method.packed(self, both, parts["down"])
         gate_up, down = (tuple(page.shape) for page in pages)
         form = ExpertFormat(gate_up, down, pages[0].dtype)
-        store = self.model_experts.store(form)
+        store = self.model_experts.store(form, self._method.kernel_name)
+        if self.model_experts.all_there():
+            return
         for part, page in zip(Part, pages, strict=True):
             store.write(Page(self.layer_number, expert, part), page)

@@ -93,11 +93,10 @@ class Pipeline:
 def _order(
     name: str, layers: int, micro_batches: int, pages: int, first_buffer: int
 ) -> Schedule:
-    """A step's operations where hidden states need not be moved.
-
-    What would move them does nothing, and must not hold up the pages on their lane.
-    """
-    return schedule(name, layers, micro_batches, pages, first_buffer=first_buffer)
+    """A step's operations, those of a CPU."""
+    return schedule(
+        name, layers, micro_batches, pages, first_buffer=first_buffer, one_memory=True
+    )
 
 
 def _inference() -> AbstractContextManager[object]:

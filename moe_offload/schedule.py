@@ -10,6 +10,7 @@ micro-batches, because a whole layer at once would block what these wait for.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from .operations import Kind, Operation, Schedule
 
@@ -32,6 +33,8 @@ class Sizes:
         first_buffer: Buffer of the first layer.
         lookahead: Micro-batches whose attention is under way while one is in the
             experts; two as published. Three absorb uneven groups of pages.
+        one_memory: Device and host are one, such as a CPU whose experts lie on a disk:
+            queries and hidden states need not be moved.
 
     Raises:
         ValueError: A number is out of range.
@@ -47,6 +50,7 @@ class Sizes:
     staging_slots: int = 0
     first_buffer: int = 0
     lookahead: int = 2
+    one_memory: bool = False
 
     def __post_init__(self) -> None:
         for name, least, most in (
@@ -173,18 +177,20 @@ class Draft:
             return
         before = self.number(Kind.POST_ATTENTION, place - 1, part)
         pre = self.add(Kind.PRE_ATTENTION, place, part, before, *needs)
-        qkv = self.add(Kind.OFFLOAD_QKV, place, part, pre)
-        self.add(Kind.HOST_ATTENTION, place, part, qkv)
+        if not self.sizes.one_memory:
+            pre = self.add(Kind.OFFLOAD_QKV, place, part, pre)
+        self.add(Kind.HOST_ATTENTION, place, part, pre)
 
     def load_hidden(self, place: int, part: int) -> None:
-        """Bring back what CPU attention computed."""
-        self.add(
-            Kind.LOAD_HIDDEN, place, part, self.number(Kind.HOST_ATTENTION, place, part)
-        )
+        """Bring back what CPU attention computed, unless it is there."""
+        attended = self.number(Kind.HOST_ATTENTION, place, part)
+        if not self.sizes.one_memory:
+            self.add(Kind.LOAD_HIDDEN, place, part, attended)
 
     def experts(self, place: int, part: int) -> None:
         """Launch the rest of the layer, which reads all its pages."""
-        came = self.number(Kind.LOAD_HIDDEN, place, part)
+        of_host = Kind.HOST_ATTENTION if self.sizes.one_memory else Kind.LOAD_HIDDEN
+        came = self.number(of_host, place, part)
         local = self.number(Kind.DEVICE_ATTENTION, place, part)
         self.add(Kind.POST_ATTENTION, place, part, came, local, self.loaded(place))
 
@@ -195,7 +201,7 @@ class Draft:
             ScheduleError: It is not.
         """
         same = ("layers", "micro_batches", "streamed", "buffers", "steps", "carried")
-        also = ("staging_slots", "first_buffer")
+        also = ("staging_slots", "first_buffer", "one_memory")
         sizes = {name: getattr(self.sizes, name) for name in (*same, *also)}
         return Schedule(self.name, tuple(self._operations), **sizes)
 
@@ -227,7 +233,7 @@ def cgopipe(
     carried: bool = True,
     buffers: int = 2,
     steps: int = 1,
-    **more: int,
+    **more: Any,  # noqa: ANN401
 ) -> Schedule:
     """Return the schedule that interleaves pages with hidden states (S1).
 

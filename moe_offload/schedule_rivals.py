@@ -11,6 +11,7 @@ Source: MoE-Lightning (2411.11217), fig. 6.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from .operations import Kind, Schedule
 from .schedule import Draft, Sizes, interleave_pages
@@ -116,7 +117,7 @@ def schedule(
     carried: bool = True,
     buffers: int = 2,
     steps: int = 1,
-    **more: int,
+    **more: Any,  # noqa: ANN401
 ) -> Schedule:
     """Return the schedule of a name, one of :data:`NAMES`.
 

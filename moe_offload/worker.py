@@ -51,6 +51,7 @@ class OffloadCPUWorker(CPUWorker):
             capacity_bytes=int(options.device_memory_gib * 2**30),
             file=file,
             key=key,
+            read_threads=options.read_threads,
         )
         start(self._experts)
         use_paged_experts(True)

@@ -101,6 +101,7 @@ def _counted(worker: Any) -> dict[str, Any]:  # noqa: ANN401
         "late_pages": memory.late_pages,
         "streamed": len(memory.streamed_pages),
         "store": type(memory.store).__name__,
+        "reused": getattr(memory.store, "reused", False),
     }
 
 

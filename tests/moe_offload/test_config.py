@@ -30,7 +30,7 @@ def test_nothing_is_off() -> None:
     ("options", "sentence"),
     [
         ({"enabled": 1}, "enabled=1 cannot be used: give true or false"),
-        ({"enabled": True}, "say how many GiB the model's weights may take"),
+        ({"enabled": True}, "say how many GiB experts may be computed from"),
         (
             {"device_memory_gib": "16"},
             "device_memory_gib='16' cannot be used: give a n",

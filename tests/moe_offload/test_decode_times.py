@@ -52,6 +52,19 @@ def test_what_a_step_cannot_overlap() -> None:
     assert exposed["device"] == 2.0 + 3.0 + 4.0
     assert exposed["host"] == 15.25 - 3.0
     assert exposed["disk"] == 7.0 / 4 + 5.0
+    # Two are on the way at once, one of which is counted with the layers.
+    assert exposed["round trip"] == 15.25 / 2
+    assert replace(_times(), micro_batches=1).exposed()["round trip"] == 0.0
+
+
+def test_the_link_waits_where_pages_are_few() -> None:
+    few = replace(_times(), micro_batches=12)
+    # Three micro-batches between two pages, of which two are near in time.
+    slowest = max(6.25, 3.0, 15.25 / 2)
+    waits = 4 * 1 * (slowest - 4.0)
+    assert few.lanes()["link up"] == pytest.approx(7.0 + 12 * 4.5 + waits)
+    assert replace(few, page_groups=6).lanes()["link up"] == 7.0 + 12 * 4.5
+    assert replace(few, page_groups=0).lanes()["link up"] == 7.0 + 12 * 4.5
 
 
 def test_times_by_hand() -> None:

@@ -41,6 +41,7 @@ def cases(models: dict[str, str], disk: str) -> dict[str, Run]:
                 **on_disk,
             },
         }
+    found["qwen3_moe again"] = found["qwen3_moe offload"]
     base = found["mixtral offload"]
     for schedule in ("s2", "s3", "no-prefetch"):
         options = {**base["options"], "schedule": schedule}
@@ -125,6 +126,14 @@ def test_neither_schedule_nor_micro_batches_change_answers(
     found = results[f"mixtral {how}"]
     assert found["tokens"] == results["mixtral plain"]["tokens"]
     assert found["streamed"] > 0
+
+
+@pytest.mark.vllm
+def test_a_second_start_uses_the_file_of_the_first(results: dict[str, Run]) -> None:
+    first, second = results["qwen3_moe offload"], results["qwen3_moe again"]
+    assert not first["reused"]
+    assert second["reused"]
+    assert second["tokens"] == first["tokens"]
 
 
 @pytest.mark.vllm

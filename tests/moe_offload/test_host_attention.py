@@ -272,7 +272,7 @@ def test_what_is_no_number_stays_none(level: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("level", NATIVE)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nothing_behind_the_cache_is_read(level: int, dtype: torch.dtype) -> None:
-    # The cache ends where memory that must not be touched begins: reading on is a crash.
+    # The cache ends where memory begins that must not be touched: reading on crashes.
     case = paged([4, 5], 7, 1, 80, dtype, block_tokens=5)
     size = case.cache.nbytes
     kept = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -282,12 +282,12 @@ def test_nothing_behind_the_cache_is_read(level: int, dtype: torch.dtype) -> Non
     behind = ctypes.c_void_p(memory.data_ptr() + kept), ctypes.c_size_t(mmap.PAGESIZE)
     assert libc.mprotect(*behind, 0) == 0, ctypes.get_errno()
     cache = memory[kept - size : kept].view(dtype).view(case.cache.shape)
-    # The last block of the cache is the first of the second sequence.
+    # Blocks are moved on, so that the last is the one of the second sequence.
     moved = torch.arange(len(cache)).roll(-1 - int(case.block_table[1, 0]))
     cache.copy_(case.cache[moved])
     table = (case.block_table + len(cache) - 1 - case.block_table[1, 0]) % len(cache)
-    given_ = case.queries, cache, table.to(torch.int32), case.lengths, case.scale
-    compare(decode(*given_, level=level), expected(case))
+    rest = table.to(torch.int32), case.lengths, case.scale
+    compare(decode(case.queries, cache, *rest, level=level), expected(case))
     assert libc.mprotect(*behind, mmap.PROT_READ | mmap.PROT_WRITE) == 0
 
 

@@ -62,6 +62,19 @@ def test_host_memory_by_hand() -> None:
     assert on_device["cache buffers"] == 0.5 * 2 * 4 * 30 * 128
 
 
+def test_pages_from_a_disk_pass_through_host_memory() -> None:
+    layer = 4 * 3 * 64 * 256 * 2
+    policy = replace(streaming(12, 4), host_share=0.25, disk_share=0.75)
+    # Two groups, each for one of three micro-batches.
+    found = host_memory(TINY, Workload(20, 10), policy)
+    assert found["staging"] == pytest.approx(2 * 0.75 * layer / 3)
+    assert found["experts"] == 0.25 * 5 * layer
+    assert disk_memory(TINY, policy) == {"experts": 0.75 * 5 * layer}
+    # A group is at least the larger page of an expert, two thirds of it.
+    many = host_memory(TINY, Workload(20, 10), replace(policy, micro_batch=1))
+    assert many["staging"] == pytest.approx(2 * 2 / 3 * layer / 4)
+
+
 def test_cache_is_kept_for_the_mean_but_never_above_the_longest() -> None:
     assert cached_tokens(Workload(100, 100)) == pytest.approx(1.1 * (150 + 8))
     assert cached_tokens(Workload(1000, 2)) == 1000 + 2 + 8

@@ -108,6 +108,7 @@ def test_bytes_of_weights_and_cache_count_where_they_belong() -> None:
         ({"head_dim": 64}, "head_dim", 64),
         ({"num_key_value_heads": None}, "kv_heads", 32),
         ({"tie_word_embeddings": True}, "tied_embeddings", True),
+        ({"torch_dtype": "float16"}, "weight_bytes", 2.0),
         ({"torch_dtype": "float32"}, "weight_bytes", 4.0),
         ({"torch_dtype": "float32"}, "cache_value_bytes", 4.0),
         ({"quantization_config": {"quant_method": "fp8"}}, "weight_bytes", 1.0),
@@ -128,6 +129,9 @@ def test_other_quantisation_needs_the_bytes() -> None:
         ModelShape.from_config(config)
     shape = ModelShape.from_config(config, weight_bytes=0.5625)
     assert (shape.weight_bytes, shape.dense_weight_bytes) == (0.5625, 2.0)
+    config = {**MIXTRAL_CONFIG, "quantization_config": {"quant_method": "fp8"}}
+    shape = ModelShape.from_config(config, weight_bytes=1.125)
+    assert (shape.weight_bytes, shape.dense_weight_bytes) == (1.125, 1.0)
 
 
 @pytest.mark.parametrize(

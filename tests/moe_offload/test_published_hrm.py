@@ -95,6 +95,8 @@ def test_numbers_of_the_best_known_policy() -> None:
 def test_padded_policy_of_table_5() -> None:
     found = published_policy(MIXTRAL_8X7B, T4, Workload(418, 128))
     assert (found.policy.micro_batch, found.policy.batch) == (36, 504)
+    # All prompts pass through each layer together.
+    assert found.policy.prefill_tokens == 504 * 418
 
 
 def test_a_finer_grid_is_never_worse() -> None:

@@ -80,6 +80,8 @@ def test_attention_stays_on_the_host(
 
 def test_attention_intensity_is_operations_over_bytes() -> None:
     shape = QWEN3_30B_A3B
+    # Scores and the sum of values, two operations for each number and query head.
+    assert attention_flops(shape, 7) == 2 * 2 * 32 * 128 * 7
     expected = attention_flops(shape, 1) / shape.cache_bytes_per_token
     found = attention_intensity(shape.heads, shape.kv_heads, shape.cache_value_bytes)
     assert found == expected

@@ -115,6 +115,7 @@ sizes_of_schedules = st.fixed_dictionaries(
         "staging_slots": st.integers(0, 3),
         "first_buffer": st.integers(0, 1),
         "lookahead": st.integers(1, 5),
+        "one_memory": st.booleans(),
     }
 )
 
@@ -147,9 +148,10 @@ def kept_by_lane(made: Schedule, each: Operation, need: int) -> bool:
     return lane_of is each.lane or bool(others)
 
 
+@pytest.mark.parametrize("one_memory", [False, True])
 @pytest.mark.parametrize("name", ["cgopipe", "s2", "s3", "s4"])
-def test_no_need_can_be_left_out(name: str) -> None:
-    made = schedule(name, 3, 3, 5, 1, steps=2, staging_slots=2)
+def test_no_need_can_be_left_out(name: str, one_memory: bool) -> None:
+    made = schedule(name, 3, 3, 5, 1, steps=2, staging_slots=2, one_memory=one_memory)
     left_out: Counter[tuple[Kind, Kind]] = Counter()
     for number, each in enumerate(made.operations):
         for need in each.needs:
@@ -239,6 +241,16 @@ def test_staging_slots_are_emptied_before_they_are_filled() -> None:
         assert stage.pages == load.pages and stage.number in load.needs
         before = (loads[rank - 2].number,) if rank >= 2 else ()
         assert stage.needs == before
+
+
+def test_with_one_memory_pages_have_the_link_for_themselves() -> None:
+    made = schedule("cgopipe", 3, 2, 4, one_memory=True)
+    assert {each.kind for each in made.lanes()[Lane.UP]} == {K.LOAD_PAGES}
+    assert Lane.DOWN not in made.lanes()
+    for each in made.lanes()[Lane.UP]:
+        # They wait for nobody but the last reader of their buffer.
+        waited = {made.operations[need].kind for need in each.needs}
+        assert waited <= {K.POST_ATTENTION}
 
 
 def test_cache_buffers_alternate() -> None:

@@ -130,14 +130,18 @@ def _refitted(
     shape: ModelShape, machine: Machine, workload: Workload, policy: Policy
 ) -> float:
     """Throughput with the micro-batch of a policy and the best of everything else."""
-    _, found = best_policy(
-        shape,
-        machine,
-        workload,
-        # What a tenth more memory can hold, with room to spare.
-        max_batch=math.ceil(policy.batch * _MORE * _MORE) + policy.micro_batch,
-        micro_batch=policy.micro_batch,
-        attention_on_device=policy.attention_on_device,
-        experts_on_device=policy.experts_on_device,
-    )
+    try:
+        _, found = best_policy(
+            shape,
+            machine,
+            workload,
+            # What a tenth more memory can hold, with room to spare.
+            max_batch=math.ceil(policy.batch * _MORE * _MORE) + policy.micro_batch,
+            micro_batch=policy.micro_batch,
+            attention_on_device=policy.attention_on_device,
+            experts_on_device=policy.experts_on_device,
+        )
+    except ValueError:
+        # The policy fits only by what is not searched for, such as very short passes.
+        found = estimate(shape, machine, workload, policy)
     return found.throughput_tokens_per_s

@@ -48,7 +48,7 @@ def explain(
     lines = [
         *_plan_lines(policy),
         *_place_lines(machine, policy, found),
-        *_limit_lines(shape, policy, found),
+        *_limit_lines(found),
         *_point_lines(shape, machine, policy),
     ]
     lacks = missing_bytes(shape, machine, workload, policy)
@@ -99,7 +99,7 @@ def _place_lines(machine: Machine, policy: Policy, found: Estimate) -> Iterator[
             yield f"{name}: {total / GIB:.2f} of {has / GIB:.2f} GiB ({listed})."
 
 
-def _limit_lines(shape: ModelShape, policy: Policy, found: Estimate) -> Iterator[str]:
+def _limit_lines(found: Estimate) -> Iterator[str]:
     yield (
         f"Expected are {_number(found.throughput_tokens_per_s)} tokens/s: "
         f"{found.prefill_s:.1f} s of prefill, limited by "
@@ -109,11 +109,11 @@ def _limit_lines(shape: ModelShape, policy: Policy, found: Estimate) -> Iterator
     lanes = sorted(found.lane_s.items(), key=lambda item: -item[1])
     busiest = found.lane_s[found.bottleneck]
     second, its_s = next(item for item in lanes if item[0] != found.bottleneck)
-    share = f"{its_s / busiest:.0%} of that" if busiest else "nothing"
     yield (
         f"Decoding is limited by {_WORDS[found.bottleneck]}: it needs "
         f"{busiest * 1e3:.2f} ms for a layer. Next comes {_WORDS[second]}, with "
-        f"{share}. {found.exposed_s / found.step_s:.1%} of a step overlaps nothing."
+        f"{its_s / busiest:.0%} of that. {found.exposed_s / found.step_s:.1%} of a step "
+        "overlaps nothing."
     )
 
 

@@ -137,7 +137,7 @@ struct Plan {
 int best() {
   __builtin_cpu_init();
   if (!HAS("avx2") || !HAS("fma")) return 0;
-  if (!HAS("avx512f") || !HAS("avx512bw") || !HAS("avx512dq") || !HAS("avx512vl")) return 1;
+  if (!HAS("avx512f") || !HAS("avx512bw") || !HAS("avx512vl")) return 1;
   return HAS("avx512bf16") ? 3 : 2;
 }
 

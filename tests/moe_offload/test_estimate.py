@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -31,6 +32,9 @@ from tests.moe_offload.planner_cases import (
     tiny_machine,
 )
 
+# Making a schedule takes longer than simulating it.
+made = functools.cache(cgopipe)
+
 
 def simulated_step_s(
     shape: ModelShape, machine: Machine, policy: Policy, context: float
@@ -52,7 +56,7 @@ def simulated_step_s(
             return times.pages_s * len(operation.pages) / (pages - resident)
         return seconds[operation.kind]
 
-    schedule = cgopipe(shape.layers, policy.micro_batches, pages, resident)
+    schedule = made(shape.layers, policy.micro_batches, pages, resident)
     return simulate(schedule, duration).makespan_s
 
 

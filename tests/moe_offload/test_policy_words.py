@@ -171,6 +171,21 @@ def test_a_gain_of_nothing_is_said() -> None:
     )
 
 
+def test_a_policy_that_no_search_finds_has_gains_all_the_same() -> None:
+    # Its prompts are read in shorter passes than are searched for, and that is why it
+    # fits: the machine has no byte to spare.
+    policy = replace(streaming(8, 8), prefill_tokens=16)
+    used = sum(of(l4(), policy).device_bytes.values())
+    tier = replace(l4().device, capacity_bytes=used)
+    machine = replace(l4(), device=tier)
+    with pytest.raises(ValueError, match="moe_offload: "):
+        best_policy(MIXTRAL_8X7B, machine, WORKLOAD, micro_batch=8)
+    found = of(machine, policy)
+    gained = gains(MIXTRAL_8X7B, machine, WORKLOAD, policy, found)
+    assert gained["host memory"] == 0.0
+    assert gained["link bandwidth"] > 0.0
+
+
 def test_what_does_not_fit_is_said() -> None:
     policy = streaming(2624, 164)
     machine = l4(device_gib=8.0, host_gib=100.0)

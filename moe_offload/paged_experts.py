@@ -46,14 +46,27 @@ class PagedMethod(UnquantizedFusedMoEMethod):
     @property
     def _kernel(self) -> Any:
         if self.moe_kernel is None:
-            raise RuntimeError("moe_offload: no expert was loaded before a step.")
+            raise RuntimeError(
+                "moe_offload: a layer has no kernel before it is loaded."
+            )
         return self.moe_kernel
 
     def create_weights(self, layer: Any, *_: Any, **__: Any) -> None:
         """Make none: the store has them."""
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        """Nothing is left to do: experts were packed as they were read."""
+        """Get the kernel ready, unless packing an expert has done so.
+
+        Where an earlier start has stored all experts, none is packed in this one.
+        """
+        if self.moe_kernel is None:
+            hidden, size = layer.hidden_size, layer.intermediate_size_per_partition
+            empty = torch.zeros(3 * size * hidden, dtype=layer.params_dtype)
+            self.packed(
+                layer,
+                empty[: 2 * size * hidden].view(2 * size, hidden),
+                empty[2 * size * hidden :].view(hidden, size),
+            )
 
     def packed(
         self, layer: Any, gate_up: Tensor, down: Tensor

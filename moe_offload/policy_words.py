@@ -112,8 +112,8 @@ def _limit_lines(found: Estimate) -> Iterator[str]:
     yield (
         f"Decoding is limited by {_WORDS[found.bottleneck]}: it needs "
         f"{busiest * 1e3:.2f} ms for a layer. Next comes {_WORDS[second]}, with "
-        f"{its_s / busiest:.0%} of that. {found.exposed_s / found.step_s:.1%} of a step "
-        "overlaps nothing."
+        f"{its_s / busiest:.0%} of that. {found.exposed_s / found.step_s:.1%} of a "
+        "step overlaps nothing."
     )
 
 

@@ -22,8 +22,8 @@ from benchmarks.measured_block import table, with_block
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path("benchmarks/hashattn/results")
-MODELS = ("quality-long",)
-SPEEDS = ("e2e-long",)
+MODELS = ("quality-long", "quality-small")
+SPEEDS = ("e2e-long", "e2e-small")
 NAMES = ("op", *SPEEDS, *MODELS)
 WRITER = "benchmarks.hashattn.publish"
 

@@ -3,14 +3,13 @@
 """Requests are divided evenly, once and for ever, and none is lost."""
 
 from collections import Counter
-from itertools import pairwise, product
-from random import Random
+from itertools import product
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_offload.micro_batches import Assignment, Request, balanced
+from moe_offload.micro_batches import Request, balanced
 
 MANY = 10**9
 
@@ -141,135 +140,6 @@ def test_without_caps_the_heaviest_is_at_most_a_third_above_the_best(
     limit = (4 / 3 - 1 / (3 * parts)) * best_maximum(lengths, parts)
     found, _ = balanced(requests_of(lengths), parts, len(lengths), 0, MANY)
     assert max(map(sum, lengths_of(found))) <= limit + 1e-9
-    kept = Assignment(parts, len(lengths), threshold=1.0)
-    for key, tokens in enumerate(lengths):
-        kept.add(key, tokens)
-    kept.rebalance()
-    greedy = max(map(sum, lengths_of(found)))
-    assert max(kept.weights_tokens) <= greedy
-
-
-def test_a_new_request_goes_to_the_lightest_with_room() -> None:
-    kept = Assignment(2, 2)
-    assert [kept.add(key, tokens) for key, tokens in (("a", 9), ("b", 2))] == [0, 1]
-    assert kept.add("c", 2) == 1
-    assert kept.add("d", 1) == 0  # the other one is lighter, but full
-    with pytest.raises(ValueError, match=r"add request 'e', but all 4 places"):
-        kept.add("e", 1)
-    kept.remove("b")
-    assert kept.add("e", 5) == 1
-    assert kept.weights_tokens == (10, 7)
-    assert kept.counts == (2, 2)
-
-
-def test_requests_without_tokens_are_spread_too() -> None:
-    kept = Assignment(3, 2)
-    assert [kept.add(key, 0) for key in range(6)] == [0, 1, 2, 0, 1, 2]
-    assert kept.imbalance == 1.0
-
-
-def test_the_longest_are_distributed_first() -> None:
-    kept = Assignment(2, 5)
-    for key, tokens in enumerate([1, 1, 1, 1, 4]):
-        kept.add(key, tokens)
-    assert kept.weights_tokens == (6, 2)
-    assert kept.rebalance() > 0
-    assert kept.weights_tokens == (4, 4)
-
-
-def test_micro_batches_that_have_to_be_empty_do_not_count() -> None:
-    kept = Assignment(4, 2)
-    kept.add("a", 10)
-    assert kept.imbalance == 1.0
-    kept.add("b", 30)
-    assert kept.imbalance == 1.5
-
-
-def test_what_grew_apart_is_distributed_anew() -> None:
-    kept = Assignment(2, 4, threshold=1.5)
-    for key in "abcd":
-        kept.add(key, 10)
-    kept.grow("a", 9)
-    assert kept.imbalance == pytest.approx(29 / 24.5)
-    assert kept.rebalance() == 0  # below the threshold
-    kept.remove("b")
-    kept.remove("d")
-    assert kept.weights_tokens == (29, 0)
-    assert kept.imbalance == 2.0
-    assert kept.rebalance() == 1
-    assert sorted(kept.weights_tokens) == [10, 19]
-    assert kept.rebalance() == 0  # it exceeds the threshold, but cannot be better
-
-
-def test_rebalance_keeps_the_cap() -> None:
-    kept = Assignment(2, 2, threshold=1.0)
-    for key, tokens in (("a", 1), ("b", 1), ("c", 1), ("d", 30)):
-        kept.add(key, tokens)
-    kept.rebalance()
-    assert kept.counts == (2, 2)
-
-
-def test_rows_of_a_micro_batch_become_a_range() -> None:
-    kept = Assignment(4, 2)
-    for key in "abcdef":
-        kept.add(key, 10)
-    kept.remove("b")  # the second one keeps f
-    kept.remove("d")  # the fourth one is empty
-    kept.remove("f")  # and so is the second
-    found = kept.order(["e", "c", "a"])
-    assert found.rows == (0, 2, 1)
-    assert found.bounds == (0, 2, 3)
-    assert kept.order([]).bounds == (0,)
-    with pytest.raises(ValueError, match="find request 'b'"):
-        kept.order(["a", "b"])
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    parts=st.integers(1, 5),
-    cap=st.integers(1, 6),
-    random=st.randoms(use_true_random=False),
-    threshold=st.floats(1.0, 2.0),
-)
-def test_requests_that_come_grow_and_end_at_any_time(
-    parts: int, cap: int, random: Random, threshold: float
-) -> None:
-    kept = Assignment(parts, cap, threshold)
-    running: dict[int, int] = {}
-    for key in range(60):
-        if len(running) < parts * cap:
-            running[key] = random.randrange(1, 100)
-            kept.add(key, running[key])
-        for other in running:
-            running[other] += 1
-            kept.grow(other)
-        for other in [one for one in running if random.random() < 0.2]:
-            kept.remove(other)
-            del running[other]
-        heaviest = max(kept.weights_tokens)
-        if kept.rebalance():
-            assert max(kept.weights_tokens) < heaviest
-        assert len(kept) == len(running) == sum(kept.counts)
-        assert max(kept.counts) <= cap
-        check_rows(kept, running, random)
-
-
-def check_rows(kept: Assignment, running: dict[int, int], random: Random) -> None:
-    rows = random.sample(list(running), len(running))
-    found = kept.order(rows)
-    assert sorted(found.rows) == list(range(len(rows)))
-    assert found.bounds[0] == 0 and found.bounds[-1] == len(rows)
-    weights = [0] * len(kept.counts)
-    seen = []
-    for first, end in pairwise(found.bounds):
-        members = [rows[row] for row in found.rows[first:end]]
-        (part,) = {kept.micro_batch(key) for key in members}
-        assert len(members) == kept.counts[part] > 0
-        assert list(found.rows[first:end]) == sorted(found.rows[first:end])
-        weights[part] = sum(running[key] for key in members)
-        seen.append(part)
-    assert seen == sorted(set(seen))
-    assert tuple(weights) == kept.weights_tokens
 
 
 @pytest.mark.parametrize(
@@ -277,20 +147,8 @@ def check_rows(kept: Assignment, running: dict[int, int], random: Random) -> Non
     [
         (lambda: balanced([], 0, 1, 1, 1), "0 micro-batches of 1"),
         (lambda: balanced([], 1, 0, 1, 1), "1 micro-batches of 0"),
-        (lambda: Assignment(0, 1), "0 micro-batches of 1"),
-        (lambda: Assignment(1, 1, 0.9), "0.9 times the mean"),
-        (lambda: Assignment(1, 1, float("nan")), "nan times the mean"),
-        (lambda: Assignment(1, 1).remove("a"), "find request 'a'"),
-        (lambda: Assignment(1, 1).grow("a"), "find request 'a'"),
     ],
 )
 def test_what_cannot_be_is_refused(wrong: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         wrong()
-
-
-def test_a_request_is_added_once() -> None:
-    kept = Assignment(1, 2)
-    kept.add("a", 1)
-    with pytest.raises(ValueError, match="'a', which is there already"):
-        kept.add("a", 1)

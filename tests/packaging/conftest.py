@@ -46,7 +46,7 @@ PLUGINS = (
         "hashattn",
         ("safetensors>=0.4", "transformers>=4.56"),
     ),
-    Plugin("moe_offload", "vllm-moe-offload", "moe_offload"),
+    Plugin("moe_offload", "vllm-moe-offload", "moe_offload", ("numpy>=1.26",)),
 )
 
 

@@ -94,6 +94,8 @@ def test_entry_points_share_one_name(built: dict[str, Built], plugin: Plugin) ->
         expected["vllm.endpoint_plugins"] = {name: endpoint}
     if plugin.folder == "vllm_hashattn":
         expected["console_scripts"] = {"vllm-hashattn": "vllm_hashattn.cli:main"}
+    if plugin.folder == "moe_offload":
+        expected["console_scripts"] = {"vllm-moe-offload": "moe_offload.cli:main"}
     if plugin.folder == "vllm_vectorq":
         endpoint = "vllm_vectorq.admin_api:VectorQEndpoint"
         expected["vllm.endpoint_plugins"] = {name: endpoint}

@@ -18,3 +18,14 @@ def register() -> None:
     from moe_offload.compat import check_at_start
 
     check_at_start()
+    try:
+        from moe_offload.metrics_collector import register_collector
+
+        register_collector()
+    except Exception:
+        # vLLM dies if a plugin raises here; losing our metrics must not do that.
+        from vllm.logger import init_logger
+
+        init_logger("vllm.plugins.moe_offload").exception(
+            "moe_offload: metrics are not available; serving is not affected"
+        )

@@ -128,6 +128,11 @@ class ModelExperts:
         """The buffer of the first layer in this step."""
         return self._first_turn % max(self.memory().placement.buffers, 1)
 
+    def close(self) -> None:
+        """Let go of the store; the file stays."""
+        if self._store is not None:
+            self._store.close()
+
     def end_step(self) -> None:
         """Say that all layers have computed."""
         self._first_turn += self.layers

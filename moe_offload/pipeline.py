@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
 
@@ -33,10 +33,10 @@ class Pipeline:
         scale: Of the attention.
         name: Of the schedule.
         micro_batches: At most so many.
+        note: Takes when the operations of a step ran, after each step.
 
     Attributes:
         steps: That were run.
-        last: When each operation of the last step ran.
     """
 
     def __init__(
@@ -47,14 +47,15 @@ class Pipeline:
         scale: float,
         name: str,
         micro_batches: int,
+        note: Callable[[Timeline], None],
     ) -> None:
         self._work = LayerWork(stages, experts, caches, scale)
         self._experts = experts
         self._name = name
         self._micro_batches = micro_batches
         self._executor = Executor(context=_inference)
+        self._note = note
         self.steps = 0
-        self.last: Timeline | None = None
 
     def forward(self, input_ids: Tensor, positions: Tensor, step: Step) -> Tensor:
         """Return what logits are computed from, [tokens, hidden].
@@ -79,9 +80,10 @@ class Pipeline:
         if order.carried:
             self._experts.begin_step()
         self._work.begin(input_ids, positions, batches)
-        self.last = self._executor.run(order, self._work.handlers(), _STALLED_S)
+        timeline = self._executor.run(order, self._work.handlers(), _STALLED_S)
         self._experts.end_step()
         self.steps += 1
+        self._note(timeline)
         return self._work.result()
 
     def close(self) -> None:

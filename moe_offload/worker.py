@@ -20,8 +20,10 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from .checkpoint_key import checkpoint_key
 from .config import MoeOffloadConfig
 from .experts_switch import use_paged_experts
+from .metrics import StepMetrics
 from .model_experts import ModelExperts, start
 from .pipeline import Pipeline
+from .simulation import Timeline
 from .stages import STAGES
 from .step_batch import Step
 
@@ -33,6 +35,7 @@ class OffloadCPUWorker(CPUWorker):
     """A worker whose model is computed from memory that its experts do not fit into."""
 
     _pipeline: Pipeline | None = None
+    _metrics: StepMetrics | None = None
 
     def init_device(self) -> None:
         """Have the model built with experts that have no weights."""
@@ -86,7 +89,12 @@ class OffloadCPUWorker(CPUWorker):
             attentions[0].impl.scale,
             self._options.schedule,
             self._options.micro_batches or _DEFAULT_MICRO_BATCHES,
+            self._note,
         )
+        # Ranks do the same steps: the first one speaks.
+        if self.rank == 0:
+            name = str(self.model_config.served_model_name)
+            self._metrics = StepMetrics(self._experts.memory(), name)
         runner._model_forward = self._forward  # type: ignore[method-assign,assignment]
 
     def _forward(
@@ -110,10 +118,17 @@ class OffloadCPUWorker(CPUWorker):
         )
         return self._pipeline.forward(input_ids, positions, step)
 
+    def _note(self, timeline: Timeline) -> None:
+        if self._metrics is not None:
+            self._metrics.publish(timeline)
+
     def shutdown(self) -> None:
-        """End the threads."""
+        """End the threads, close the file."""
         if self._pipeline is not None:
             self._pipeline.close()
+        if self._metrics is not None:
+            self._metrics.close()
+        self._experts.close()
         start(None)
         use_paged_experts(False)
         super().shutdown()

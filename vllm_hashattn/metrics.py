@@ -9,11 +9,11 @@ carry the values across.
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter
 
-from .metrics_textfile import TextfileExporter, serving_process_id
+from .metrics_process import server_process_id
+from .metrics_textfile import TextfileExporter
 from .steps import StepCounts
 
 _LABELS = ("model_name",)
@@ -58,7 +58,7 @@ class StepMetrics:
             model_name,
             kind=("kv",),
         )
-        self._exporter = TextfileExporter(self.registry, server_pid=_server_pid())
+        self._exporter = TextfileExporter(self.registry, server_pid=server_process_id())
         self._before = StepCounts()
 
     def publish(self) -> None:
@@ -86,27 +86,3 @@ class StepMetrics:
             f"vllm:hashattn_{name}", text, (*_LABELS, key), registry=self.registry
         )
         return {value: counter.labels(model_name, value) for value in values}
-
-
-def _server_pid() -> int:
-    """Return the process that serves ``/metrics``.
-
-    A worker is the child of an engine core, whose title says so, or of the server.
-    """
-    found = serving_process_id()
-    while _title(found).startswith("VLLM::EngineCore"):
-        found = _parent(found)
-    return found
-
-
-def _title(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text("utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def _parent(pid: int) -> int:
-    # After the name, which may hold anything in its brackets: state and parent.
-    fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
-    return int(fields[1])

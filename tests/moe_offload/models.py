@@ -18,7 +18,7 @@ _COMMON = {
     "hidden_size": 128,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
+    "max_position_embeddings": 4096,
     "initializer_range": 0.15,
     "tie_word_embeddings": False,
     "eos_token_id": 7,
@@ -41,29 +41,35 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_model(name: str, folder: Path) -> Path:
+def make_model(name: str, folder: Path, tokenizer: str | None = None) -> Path:
     """Write a model; return its folder.
 
     Args:
         name: One of ``SHAPES``.
         folder: To put it in.
+        tokenizer: Folder of a model whose tokenizer it gets, with as many tokens.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(_config(name))
     path = folder / name
-    model.save_pretrained(path)
+    changes = {}
+    if tokenizer is not None:
+        found = AutoTokenizer.from_pretrained(tokenizer)
+        found.save_pretrained(path)
+        changes["vocab_size"] = len(found)
+    AutoModelForCausalLM.from_config(_config(name, changes)).save_pretrained(path)
     return path
 
 
-def _config(name: str) -> Any:  # noqa: ANN401
+def _config(name: str, changes: dict[str, Any]) -> Any:  # noqa: ANN401
     from transformers import MixtralConfig, OlmoeConfig, Qwen3MoeConfig
 
     shape = SHAPES[name]
     kind = name.partition("-")[0]
     common = {
         **_COMMON,
+        **changes,
         "num_hidden_layers": shape["layers"],
         "num_experts_per_tok": shape["top_k"],
         "intermediate_size": shape["intermediate"],

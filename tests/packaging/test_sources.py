@@ -13,8 +13,8 @@ from scripts.requirements import PLUGIN_FOLDERS
 from tests.packaging.conftest import PLUGINS, Plugin
 
 COPIED_FILES = ("activation.py", "LICENSE")
-# Of the plugins that count in the engine core.
-SHARED_FILES = ("metrics_textfile.py", "metrics_collector.py")
+# Of the plugins that count in the engine core or in a worker.
+SHARED_FILES = ("metrics_textfile.py", "metrics_collector.py", "metrics_process.py")
 
 
 def _imported_roots(tree: ast.AST) -> Iterator[str]:

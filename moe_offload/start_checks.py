@@ -44,6 +44,12 @@ def check(vllm_config: VllmConfig) -> None:
         "expert parallelism (--enable-expert-parallel) divides the experts": (
             parallel.enable_expert_parallel or parallel.enable_eplb
         ),
+        "tensor parallelism (--tensor-parallel-size) was not tested yet": (
+            parallel.tensor_parallel_size > 1
+        ),
+        "prompts that are embeddings (--enable-prompt-embeds) have no tokens": (
+            model.enable_prompt_embeds
+        ),
         "models with latent attention (MLA) have another cache": model.use_mla,
         "a quantised KV cache (--kv-cache-dtype) has another layout": (
             vllm_config.cache_config.cache_dtype != "auto"

@@ -20,6 +20,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from .checkpoint_key import checkpoint_key
 from .config import MoeOffloadConfig
 from .experts_switch import use_paged_experts
+from .host_attention import why_torch
 from .metrics import StepMetrics
 from .model_experts import ModelExperts, start
 from .pipeline import Pipeline
@@ -45,7 +46,8 @@ class OffloadCPUWorker(CPUWorker):
         model = self.vllm_config.model_config
         shape = model.hf_config
         experts = getattr(shape, "num_local_experts", None) or shape.num_experts
-        key = checkpoint_key(Path(model.model), str(model.dtype))
+        commit = getattr(shape, "_commit_hash", None)
+        key = checkpoint_key(model.model, commit, str(model.dtype))
         file = Path(options.disk) / f"{key['name']}.experts" if options.disk else None
         self._options = options
         self._experts = ModelExperts(
@@ -82,6 +84,7 @@ class OffloadCPUWorker(CPUWorker):
         model = runner.get_model()
         stages = STAGES[type(model).__name__](model)
         attentions = [layer.self_attn.attn for layer in stages.layers]
+        self._say_attention(attentions[0])
         self._pipeline = Pipeline(
             stages,
             self._experts,
@@ -96,6 +99,15 @@ class OffloadCPUWorker(CPUWorker):
             name = str(self.model_config.served_model_name)
             self._metrics = StepMetrics(self._experts.memory(), name)
         runner._model_forward = self._forward  # type: ignore[method-assign,assignment]
+
+    def _say_attention(self, attention: Any) -> None:
+        """Log it if the slow way is taken."""
+        group = attention.num_heads // attention.num_kv_heads
+        reason = why_torch(attention.kv_cache.dtype, attention.head_size, group)
+        if reason:
+            logger.warning(
+                "moe_offload: %s. Attention runs in torch, which is slow.", reason
+            )
 
     def _forward(
         self,

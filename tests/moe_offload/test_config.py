@@ -64,6 +64,7 @@ def engine(**changes: object) -> Any:  # noqa: ANN401
     model = Values(
         **{
             "use_mla": False,
+            "enable_prompt_embeds": False,
             "quantization": None,
             "hf_config": shape,
             "architectures": ["Qwen3MoeForCausalLM"],
@@ -72,6 +73,7 @@ def engine(**changes: object) -> Any:  # noqa: ANN401
     )
     parallel = Values(
         **{
+            "tensor_parallel_size": 1,
             "pipeline_parallel_size": 1,
             "data_parallel_size": 1,
             "enable_expert_parallel": False,
@@ -103,6 +105,8 @@ def _of(changes: dict[str, object], name: str) -> dict[str, object]:
         ({"speculative": object()}, "speculative decoding"),
         ({"transfer": object()}, "a KV connector"),
         ({"cache": "fp8"}, "a quantised KV cache"),
+        ({"parallel": {"tensor_parallel_size": 2}}, "tensor parallelism"),
+        ({"model": {"enable_prompt_embeds": True}}, "prompts that are embeddings"),
         ({"parallel": {"pipeline_parallel_size": 2}}, "pipeline parallelism"),
         ({"parallel": {"data_parallel_size": 2}}, "data parallelism"),
         ({"parallel": {"enable_expert_parallel": True}}, "expert parallelism"),
@@ -129,11 +133,22 @@ def test_what_cannot_work_is_refused_by_name(
 def test_the_key_of_a_checkpoint_changes_with_its_files(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     (tmp_path / "config.json").write_text("{}", "utf-8")
-    first = checkpoint_key(tmp_path, "bfloat16")
-    assert checkpoint_key(tmp_path, "bfloat16") == first
-    assert checkpoint_key(tmp_path, "float16")["name"] != first["name"]
+    model = str(tmp_path)
+    first = checkpoint_key(model, None, "bfloat16")
+    assert checkpoint_key(model, None, "bfloat16") == first
+    assert checkpoint_key(model, None, "float16")["name"] != first["name"]
     (tmp_path / "notes.txt").write_text("not a weight", "utf-8")
-    assert checkpoint_key(tmp_path, "bfloat16") == first
+    assert checkpoint_key(model, None, "bfloat16") == first
     (tmp_path / "model.safetensors").write_bytes(b"other weights")
-    assert checkpoint_key(tmp_path, "bfloat16")["name"] != first["name"]
+    assert checkpoint_key(model, None, "bfloat16")["name"] != first["name"]
     json.dumps(first)
+
+
+def test_the_key_of_a_model_on_a_hub_is_its_commit() -> None:
+    first = checkpoint_key("someone/model", "abc", "bfloat16")
+    assert checkpoint_key("someone/model", "abc", "bfloat16") == first
+    assert first["name"].startswith("model-")
+    assert checkpoint_key("someone/model", "abd", "bfloat16") != first
+    # Nobody knows which weights these are.
+    unknown = [checkpoint_key("someone/model", None, "bfloat16") for _ in range(2)]
+    assert unknown[0] != unknown[1]

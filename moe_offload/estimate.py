@@ -86,9 +86,7 @@ def estimate(
     at_first, at_last = (
         _step_lines(shape, machine, policy, first + after) for after in (0.0, steps)
     )
-    mean_s = _mean_of_largest(
-        list(zip(at_first.values(), at_last.values(), strict=True))
-    )
+    mean_s = mean_of_largest([(at_first[lane], at_last[lane]) for lane in at_first])
     step_s = mean_s + _head_s(shape, machine, policy.batch)
     middle = layer_times(shape, machine, policy, first + steps / 2)
     lane_s, exposed = middle.lanes(), middle.exposed()
@@ -140,10 +138,13 @@ def _step_lines(
     }
 
 
-def _mean_of_largest(lines: Sequence[tuple[float, float]]) -> float:
-    """Mean of the largest of straight lines, each given by its two ends.
+def mean_of_largest(lines: Sequence[tuple[float, float]]) -> float:
+    """Return the mean of the largest of straight lines.
 
     It is exact: between the places where two lines cross, the largest is straight.
+
+    Args:
+        lines: Each given by its heights at the two ends.
     """
     at_start, at_end = max(lines), max(lines, key=lambda line: line[::-1])
     if at_start == at_end:

@@ -142,7 +142,7 @@ def missing_bytes(
         "disk": sum(disk_memory(shape, policy).values()) - machine.disk_capacity_bytes,
     }
     # A share that just fits may be a rounding error above.
-    return {name: lack for name, lack in lacks.items() if lack > 1.0}
+    return {name: lack for name, lack in lacks.items() if lack > 0.5}
 
 
 def _activation_bytes(shape: ModelShape) -> float:

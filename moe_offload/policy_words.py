@@ -9,7 +9,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from .decode_times import DEVICE, DISK, DOWN, HOST, HOST_MEMORY, ROUND_TRIP, UP
+from .decode_times import (
+    DEVICE,
+    DISK,
+    DOWN,
+    HOST,
+    HOST_MEMORY,
+    PAGE_WAITS,
+    ROUND_TRIP,
+    UP,
+)
 from .estimate import Estimate
 from .machine import Machine
 from .memory_use import missing_bytes
@@ -26,6 +35,10 @@ _WORDS = {
     DISK: "the disk",
     HOST_MEMORY: "host memory",
     ROUND_TRIP: "the way of a micro-batch from device to CPU and back",
+}
+_WORDS |= {
+    wait: f"the wait for pages, of which there are few, and {_WORDS[lane]}"
+    for lane, wait in PAGE_WAITS.items()
 }
 
 

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from moe_offload.machine import Machine, Tier
@@ -75,6 +77,11 @@ def tiny_machine(device_bytes: float = 1.2e6, host_bytes: float = 4e6) -> Machin
         dense_flops_per_s=5e10,
         launch_s=1e-5,
     )
+
+
+def with_disk(machine: Machine, bytes_per_s: float = 1e7) -> Machine:
+    """The machine with a disk that holds any tiny model."""
+    return replace(machine, disk_bytes_per_s=bytes_per_s, disk_capacity_bytes=1e9)
 
 
 def streaming(batch: int, micro_batch: int, device_share: float = 0.0) -> Policy:

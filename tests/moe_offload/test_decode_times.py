@@ -46,11 +46,18 @@ def test_lanes_are_sums_of_operations() -> None:
     assert "round trip" not in replace(_times(), host_attention_s=0.0).lanes()
 
 
+def test_experts_on_the_host_share_it_with_attention() -> None:
+    both = replace(_times(), host_experts_s=1.5)
+    assert both.lanes()["host"] == 4 * 4.5
+    assert both.lanes()["round trip"] == 2 * 16.75
+    assert both.exposed()["host"] == 16.75 - 4.5
+
+
 def test_what_a_step_cannot_overlap() -> None:
     exposed = _times().exposed()
     assert exposed["link up"] == 1.0 + 2.0 + 3.0 + 0.25 + 5.0
     assert exposed["device"] == 2.0 + 3.0 + 4.0
-    assert exposed["host"] == 15.25 - 3.0
+    assert exposed["host"] == exposed["host memory"] == 15.25 - 3.0
     assert exposed["disk"] == 7.0 / 4 + 5.0
     # Two are on the way at once, one of which is counted with the layers.
     assert exposed["round trip"] == 15.25 / 2
@@ -60,11 +67,14 @@ def test_what_a_step_cannot_overlap() -> None:
 def test_the_link_waits_where_pages_are_few() -> None:
     few = replace(_times(), micro_batches=12)
     # Three micro-batches between two pages, of which two are near in time.
-    slowest = max(6.25, 3.0, 15.25 / 2)
-    waits = 4 * 1 * (slowest - 4.0)
-    assert few.lanes()["link up"] == pytest.approx(7.0 + 12 * 4.5 + waits)
-    assert replace(few, page_groups=6).lanes()["link up"] == 7.0 + 12 * 4.5
-    assert replace(few, page_groups=0).lanes()["link up"] == 7.0 + 12 * 4.5
+    lanes, exposed = few.lanes(), few.exposed()
+    assert lanes["link up"] == 7.0 + 12 * 4.5
+    for name, each_s in (("device", 6.25), ("host", 3.0), ("round trip", 15.25 / 2)):
+        waits = 4 * 1 * (each_s - 4.0)
+        assert lanes[f"pages and {name}"] == pytest.approx(7.0 + 12 * 4.5 + waits)
+        assert exposed[f"pages and {name}"] == exposed[name]
+    for groups in (0, 6):
+        assert len(replace(few, page_groups=groups).lanes()) == 7
 
 
 def test_times_by_hand() -> None:

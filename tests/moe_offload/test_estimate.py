@@ -7,105 +7,31 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_offload.decode_times import layer_times
-from moe_offload.estimate import Estimate, estimate
+from moe_offload.estimate import Estimate, estimate, mean_of_largest
 from moe_offload.machine import Machine
-from moe_offload.model_shape import ModelShape
-from moe_offload.operations import Kind, Operation
-from moe_offload.policy import Policy, Workload
+from moe_offload.policy import Workload
 from moe_offload.published_hardware import L4
 from moe_offload.published_hrm import published_estimate
 from moe_offload.schedule import cgopipe
-from moe_offload.simulation import simulate
 from tests.moe_offload.planner_cases import (
     GIB,
     MIXTRAL_8X7B,
-    QWEN3_30B_A3B,
     TINY,
     l4,
     machines,
     streaming,
     tiny_machine,
+    with_disk,
 )
 
 # Making a schedule takes longer than simulating it.
 made = functools.cache(cgopipe)
-
-
-def simulated_step_s(
-    shape: ModelShape, machine: Machine, policy: Policy, context: float
-) -> float:
-    """A step of the schedule itself, operation by operation."""
-    times = layer_times(shape, machine, policy, context)
-    pages = 2 * shape.experts
-    resident = round(policy.device_share * pages)
-    seconds = {
-        Kind.PRE_ATTENTION: times.pre_attention_s,
-        Kind.OFFLOAD_QKV: times.offload_s,
-        Kind.HOST_ATTENTION: times.host_attention_s,
-        Kind.LOAD_HIDDEN: times.load_hidden_s,
-        Kind.POST_ATTENTION: times.post_attention_s,
-    }
-
-    def duration(operation: Operation) -> float:
-        if operation.kind is Kind.LOAD_PAGES:
-            return times.pages_s * len(operation.pages) / (pages - resident)
-        return seconds[operation.kind]
-
-    schedule = made(shape.layers, policy.micro_batches, pages, resident)
-    return simulate(schedule, duration).makespan_s
-
-
-def step_without_head_s(shape: ModelShape, machine: Machine, policy: Policy) -> float:
-    """An estimated step, of a context that does not grow, as far as it is scheduled."""
-    found = estimate(shape, machine, Workload(300, 1), policy)
-    weights = shape.vocab * shape.hidden
-    head = max(
-        2 * policy.batch * weights / machine.dense_flops_per_s,
-        2 * weights / machine.device.bandwidth_bytes_per_s,
-    )
-    return found.step_s - head - machine.launch_s
-
-
-@pytest.mark.parametrize("link", [0.25, 1.0, 4.0, 16.0])
-@pytest.mark.parametrize("cpu", [0.1, 1.0, 10.0])
-@pytest.mark.parametrize("memory", [0.5, 1.0, 10.0])
-def test_a_step_takes_as_long_as_simulated(
-    link: float, cpu: float, memory: float
-) -> None:
-    machine = l4().scaled(link, "up_bytes_per_s", "down_bytes_per_s")
-    machine = machine.scaled(cpu, "host_attention_bytes_per_s")
-    machine = machine.scaled(memory, "device.bandwidth_bytes_per_s")
-    # Whose memory traffic and compute are not on any lane of the simulator.
-    machine = machine.scaled(100.0, "host.bandwidth_bytes_per_s", "host.flops_per_s")
-    for shape, size, many, share in (
-        (MIXTRAL_8X7B, 32, 1, 0.0),
-        (MIXTRAL_8X7B, 64, 2, 0.0),
-        (MIXTRAL_8X7B, 64, 3, 0.25),
-        (MIXTRAL_8X7B, 128, 8, 0.0),
-        (MIXTRAL_8X7B, 200, 15, 0.125),
-        (QWEN3_30B_A3B, 40, 24, 0.5),
-    ):
-        policy = streaming(size * many, size, share)
-        simulated = simulated_step_s(shape, machine, policy, 300.5)
-        estimated = step_without_head_s(shape, machine, policy)
-        assert estimated == pytest.approx(simulated, rel=0.06), (shape, policy)
-
-
-# Twice as many micro-batches as pages and more; one page holds up several of them.
-@pytest.mark.parametrize("link", [0.25, 1.0, 4.0, 16.0])
-def test_fewer_pages_than_micro_batches(link: float) -> None:
-    machine = l4().scaled(link, "up_bytes_per_s", "down_bytes_per_s")
-    machine = machine.scaled(100.0, "host.bandwidth_bytes_per_s", "host.flops_per_s")
-    for size, many in ((24, 24), (16, 40), (10, 64), (10, 100)):
-        policy = streaming(size * many, size)
-        simulated = simulated_step_s(MIXTRAL_8X7B, machine, policy, 300.5)
-        estimated = step_without_head_s(MIXTRAL_8X7B, machine, policy)
-        assert estimated == pytest.approx(simulated, rel=0.1)
 
 
 # Answers, micro-batch x micro-batches, and what the paper measured on an L4, figure 7.
@@ -131,10 +57,6 @@ def test_measured_rates_come_near_what_was_measured(
     assert found.bottleneck == "link up"
 
 
-def with_disk(machine: Machine, bytes_per_s: float) -> Machine:
-    return replace(machine, disk_bytes_per_s=bytes_per_s, disk_capacity_bytes=1e9)
-
-
 def test_a_slow_disk_is_the_limit() -> None:
     machine = with_disk(tiny_machine(), 1e5)
     policy = replace(streaming(12, 4), host_share=0.5, disk_share=0.5)
@@ -144,10 +66,15 @@ def test_a_slow_disk_is_the_limit() -> None:
     assert found.bottleneck == found.prefill_bottleneck == "disk"
     assert found.disk_bytes == {"experts": 0.5 * 5 * TINY.layer_expert_bytes}
     assert found.host_bytes["staging"] > 0.0
+    # One pass reads half of each layer, which also goes through host memory.
+    read = 0.5 * TINY.layer_expert_bytes
+    assert found.prefill_lane_s["disk"] == pytest.approx(5 * read / 1e5)
+    written = TINY.layer_expert_bytes + read + 240 * 128
+    assert found.prefill_lane_s["host memory"] == pytest.approx(5 * written / 1e8)
 
 
 @settings(max_examples=60, deadline=None)
-@given(machines(), st.integers(1, 20), st.integers(1, 6), st.integers(2, 60))
+@given(machines(), st.integers(1, 20), st.integers(1, 40), st.integers(2, 60))
 def test_steps_are_summed_as_contexts_grow(
     machine: Machine, size: int, many: int, generated: int
 ) -> None:
@@ -167,6 +94,25 @@ def test_growing_contexts_are_exact_where_one_resource_is_the_limit() -> None:
     at_mean = estimate(TINY, machine, Workload(50, 1), streaming(12, 4))
     assert found.bottleneck == "host"
     assert found.step_s == pytest.approx(at_mean.step_s, rel=1e-12)
+    # Steps have contexts of 31 to 70 tokens.
+    times = layer_times(TINY, machine, streaming(12, 4), 50.5)
+    assert found.lane_s == times.lanes()
+    assert found.exposed_s == times.exposed()["host"]
+    whole = 5 * found.lane_s["host"] + found.exposed_s
+    assert found.step_s == pytest.approx(whole + 2 * 100 * 64 / 1e9 + 1e-5)
+
+
+LINES = st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10)), min_size=1, max_size=6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(LINES)
+def test_mean_of_the_largest_line(lines: list[tuple[float, float]]) -> None:
+    points = np.linspace(0.0, 1.0, 20001)
+    heights = [start + (end - start) * points for start, end in lines]
+    largest = np.max(heights, axis=0)
+    expected = np.mean((largest[1:] + largest[:-1]) / 2)
+    assert mean_of_largest(lines) == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_changing_limit_takes_longer_than_the_mean_context_says() -> None:
@@ -213,6 +159,10 @@ def test_prefill_by_hand() -> None:
     written = moved + tokens * 128
     assert found["host memory"] == pytest.approx(layers * written / 1e8)
     assert max(found.values()) == found["link up"]
+    # Only cache that lies on the host is written to it.
+    most = replace(policy, attention_on_device=True, cache_on_device_share=0.75)
+    shared = estimate(TINY, machine, Workload(20, 10), most).prefill_lane_s
+    assert shared["link down"] == pytest.approx(0.25 * found["link down"])
     # With little to compute, each pass reads the weights once from device memory.
     slow = machine.scaled(1e-3, "device.bandwidth_bytes_per_s")
     again = estimate(TINY, slow, Workload(20, 10), policy).prefill_lane_s

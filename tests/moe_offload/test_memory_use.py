@@ -62,6 +62,15 @@ def test_host_memory_by_hand() -> None:
     assert on_device["cache buffers"] == 0.5 * 2 * 4 * 30 * 128
 
 
+def test_a_shared_expert_takes_memory_too() -> None:
+    shape, policy = replace(TINY, shared_expert_hidden=10), streaming(12, 4)
+    plain = device_memory(TINY, Workload(20, 10), policy)
+    found = device_memory(shape, Workload(20, 10), policy)
+    assert found["dense weights"] - plain["dense weights"] == 5 * 3 * 64 * 10 * 2
+    more = found["activations"] - plain["activations"]
+    assert more == pytest.approx(80 * 2 * 3 * 10 * 1.2)
+
+
 def test_pages_from_a_disk_pass_through_host_memory() -> None:
     layer = 4 * 3 * 64 * 256 * 2
     policy = replace(streaming(12, 4), host_share=0.25, disk_share=0.75)
@@ -96,6 +105,7 @@ def test_what_is_missing() -> None:
         {"device memory": 0.1 * device, "host memory": 0.1 * host}
     )
     disk = replace(policy, host_share=0.0, disk_share=1.0)
-    assert missing_bytes(TINY, exact, workload, disk)["disk"] == pytest.approx(
-        sum(disk_memory(TINY, disk).values())
-    )
+    need = sum(disk_memory(TINY, disk).values())
+    assert missing_bytes(TINY, exact, workload, disk)["disk"] == need
+    has = replace(exact, disk_bytes_per_s=1e9, disk_capacity_bytes=0.75 * need)
+    assert missing_bytes(TINY, has, workload, disk)["disk"] == 0.25 * need

@@ -15,9 +15,6 @@ from hypothesis import strategies as st
 from moe_offload.estimate import estimate
 from moe_offload.machine import Machine
 from moe_offload.memory_use import (
-    cache_buffer_bytes,
-    cache_bytes,
-    device_memory,
     missing_bytes,
 )
 from moe_offload.policy import Policy, Workload
@@ -32,14 +29,11 @@ from tests.moe_offload.planner_cases import (
     machines,
     streaming,
     tiny_machine,
+    with_disk,
 )
 
 WORKLOAD = Workload(30, 20)
 MAX_BATCH = 12
-
-
-def with_disk(machine: Machine, bytes_per_s: float = 1e7) -> Machine:
-    return replace(machine, disk_bytes_per_s=bytes_per_s, disk_capacity_bytes=1e9)
 
 
 def all_policies(machine: Machine, max_batch: int) -> Iterator[Policy]:
@@ -95,50 +89,6 @@ def test_search_finds_what_trying_everything_finds(
     assert found == estimate(TINY, machine, WORKLOAD, policy)
     # Half a percent is given away for a smaller batch.
     assert found.throughput_tokens_per_s >= 0.9949 * best
-
-
-@settings(max_examples=50, deadline=None)
-@given(machines(), st.booleans(), st.booleans(), st.integers(1, 12), st.integers(1, 4))
-def test_no_more_experts_fit_and_no_more_are_on_disk_than_needed(
-    machine: Machine, disk: bool, attention: bool, size: int, many: int
-) -> None:
-    machine = with_disk(machine) if disk else machine
-    asked = replace(streaming(size * many, size), attention_on_device=attention)
-    policy = placed(TINY, machine, WORKLOAD, asked)
-    assert placed(TINY, machine, WORKLOAD, policy) == policy
-    missing = missing_bytes(TINY, machine, WORKLOAD, policy)
-    if "device memory" not in missing and policy.device_share < 1.0:
-        more = replace(
-            policy,
-            device_share=policy.device_share + 0.25,
-            host_share=1.0 - policy.device_share - 0.25,
-            disk_share=0.0,
-            cache_on_device_share=0.0,
-        )
-        assert "device memory" in missing_bytes(TINY, machine, WORKLOAD, more)
-    if policy.disk_share and policy.disk_share + policy.device_share < 1.0:
-        assert "host memory" not in missing
-    if policy.disk_share:
-        less = replace(
-            policy,
-            disk_share=policy.disk_share - 0.25,
-            host_share=policy.host_share + 0.25,
-        )
-        assert "host memory" in missing_bytes(TINY, machine, WORKLOAD, less)
-
-
-def test_what_experts_leave_goes_to_the_cache() -> None:
-    asked = replace(streaming(12, 4), attention_on_device=True)
-    bare = sum(device_memory(TINY, WORKLOAD, asked).values())
-    whole = cache_bytes(TINY, WORKLOAD, asked)
-    whole -= cache_buffer_bytes(TINY, WORKLOAD, asked)
-    for share in (0.0, 0.25, 0.5):
-        machine = tiny_machine(bare + share * whole)
-        policy = placed(TINY, machine, WORKLOAD, asked)
-        assert policy.device_share == 0.0
-        assert policy.cache_on_device_share == pytest.approx(share)
-    policy = placed(TINY, tiny_machine(1e9), WORKLOAD, asked)
-    assert (policy.device_share, policy.cache_on_device_share) == (1.0, 1.0)
 
 
 @settings(max_examples=15, deadline=None)

@@ -59,6 +59,7 @@ def test_placement_in_words(best: tuple[Policy, Estimate]) -> None:
             assert (f"{item} {size_bytes / GIB:.2f}" in line[3]) == bool(size_bytes)
     assert "disk:" not in text
     assert "one micro-batch." in words(l4(), streaming(16, 16))
+    assert "2 micro-batches of up to 16." in words(l4(), streaming(31, 16))
 
 
 def test_limits_in_words(best: tuple[Policy, Estimate]) -> None:
@@ -70,6 +71,8 @@ def test_limits_in_words(best: tuple[Policy, Estimate]) -> None:
     assert f"needs {found.lane_s['link up'] * 1e3:.2f} ms for a layer" in text
     second = found.lane_s["device"] / found.lane_s["link up"]
     assert f"Next comes the device, with {second:.0%} of that" in text
+    exposed = found.exposed_s / found.step_s
+    assert f"{exposed:.1%} of a step overlaps nothing." in text
 
 
 @pytest.mark.parametrize(
@@ -85,6 +88,20 @@ def test_limits_in_words(best: tuple[Policy, Estimate]) -> None:
 def test_every_limit_has_words(number: str, factor: float, limit: str) -> None:
     text = words(l4().scaled(factor, number), streaming(2624, 164))
     assert f"Decoding is limited by {limit}: it needs" in text
+
+
+def test_few_pages_have_words() -> None:
+    machine = l4().scaled(0.1, "up_bytes_per_s").scaled(0.2, "device.flops_per_s")
+    text = words(
+        machine.scaled(0.06, "host_attention_bytes_per_s"), streaming(1600, 16)
+    )
+    assert "limited by the wait for pages, of which there are few, and the " in text
+
+
+def test_small_numbers_are_not_rounded_away() -> None:
+    speed = of(l4(), streaming(8, 8)).throughput_tokens_per_s
+    assert 1.0 < speed < 2.0
+    assert f"Expected are {speed:.2f} tokens/s" in words(l4(), streaming(8, 8))
 
 
 @pytest.mark.parametrize(
@@ -132,6 +149,12 @@ def test_a_disk_takes_the_place_of_the_link() -> None:
     intensity = expert_intensity(MIXTRAL_8X7B, points.device_tokens)
     other = expert_intensity(MIXTRAL_8X7B, without.device_tokens)
     assert intensity / other == pytest.approx(12.3 / 6.0)
+    # With half of them on the device, all that is streamed comes at 3 GB/s.
+    policy = replace(policy, device_share=0.5, host_share=0.0)
+    points = turning_points(MIXTRAL_8X7B, machine, policy)
+    intensity = expert_intensity(MIXTRAL_8X7B, points.device_tokens)
+    assert intensity / other == pytest.approx(12.3 / 3.0)
+    policy = replace(policy, device_share=0.0, host_share=0.5)
     text = words(machine, policy)
     assert "50.0% lie on the disk" in text
     assert "Decoding is limited by the disk" in text

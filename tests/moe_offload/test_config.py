@@ -148,7 +148,7 @@ def test_the_key_of_a_model_on_a_hub_is_its_commit() -> None:
     first = checkpoint_key("someone/model", "abc", "bfloat16")
     assert checkpoint_key("someone/model", "abc", "bfloat16") == first
     assert first["name"].startswith("model-")
-    assert checkpoint_key("someone/model", "abd", "bfloat16") != first
+    assert checkpoint_key("someone/model", "def", "bfloat16") != first
     # Nobody knows which weights these are.
     unknown = [checkpoint_key("someone/model", None, "bfloat16") for _ in range(2)]
     assert unknown[0] != unknown[1]

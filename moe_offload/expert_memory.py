@@ -39,6 +39,8 @@ class ExpertMemory:
         store: Where all experts are.
         arena: What the kernel reads.
         placement: Which slot each expert has.
+        streamed_pages: Expert and part of the pages of a layer that come and go, in
+            order.
         moved_bytes: Brought in since the start.
         late_pages: Pages that a layer waited for because nobody had asked for them.
     """
@@ -55,6 +57,9 @@ class ExpertMemory:
         self.placement = placement
         self.moved_bytes = 0
         self.late_pages = 0
+        self.streamed_pages = tuple(
+            (expert, part) for expert in placement.streamed for part in Part
+        )
         self._poison = poison
         # The turn whose page is in a slot.
         self._turns = np.full((arena.slots, len(Part)), _EMPTY, np.int64)
@@ -68,13 +73,6 @@ class ExpertMemory:
                 for part in Part:
                     slot = placement.slot(layer, expert, 0)
                     store.read(Page(layer, expert, part), arena.slot(slot, part))
-
-    @property
-    def streamed_pages(self) -> tuple[tuple[int, Part], ...]:
-        """Expert and part of the pages of a layer that come and go, in order."""
-        return tuple(
-            (expert, part) for expert in self.placement.streamed for part in Part
-        )
 
     def load(self, turn: int, pages: Sequence[tuple[int, Part]]) -> None:
         """Bring pages in for a turn; returns when they are there.
@@ -146,4 +144,4 @@ class ExpertMemory:
 
     def _place(self, turn: int) -> tuple[int, int]:
         layer = turn % self.placement.layers
-        return layer, turn % max(self.placement.buffers, 1)
+        return layer, self.placement.buffer(turn)

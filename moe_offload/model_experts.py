@@ -126,7 +126,7 @@ class ModelExperts:
     @property
     def first_buffer(self) -> int:
         """The buffer of the first layer in this step."""
-        return self._first_turn % max(self.memory().placement.buffers, 1)
+        return self.memory().placement.buffer(self._first_turn)
 
     def close(self) -> None:
         """Let go of the store; the file stays."""

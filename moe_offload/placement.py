@@ -78,6 +78,14 @@ class Placement:
         """Of the arena."""
         return self.layers * self.resident + self.buffers * len(self.streamed)
 
+    def buffer(self, turn: int) -> int:
+        """Return the buffer of a layer's turn; consecutive turns have different ones.
+
+        Args:
+            turn: Of the layer, counted over all steps.
+        """
+        return turn % max(self.buffers, 1)
+
     def slot(self, layer: int, expert: int, buffer: int) -> int:
         """Return where an expert is computed from.
 

@@ -12,13 +12,12 @@ Source: MoE-Lightning (2411.11217), section 4.1 (PreAttn, CPUAttn, PostAttn).
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor, nn
 
 
-class Stages(ABC):
+class Stages:
     """The pieces of a model.
 
     Args:
@@ -90,29 +89,20 @@ class Stages(ABC):
         found: Tensor = self._inner.norm(hidden, residual)[0]
         return found
 
-    @abstractmethod
     def normalised(
         self,
         attention: Any,
         queries: Tensor,
         keys: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Return queries and keys as the model normalises them."""
+        """Return queries and keys as the model normalises them: here as they are."""
+        return queries, keys
 
 
 class MixtralStages(Stages):
     """Mixtral, which does not normalise them."""
 
     experts_name = "block_sparse_moe"
-
-    def normalised(
-        self,
-        attention: Any,
-        queries: Tensor,
-        keys: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Return them as they are."""
-        return queries, keys
 
 
 class Qwen3MoeStages(Stages):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .activation import check_vllm_version
 from .config import KEY
-from .supported import ARCHITECTURES
+from .stages import STAGES
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -71,11 +71,11 @@ def check(vllm_config: VllmConfig) -> None:
 
 
 def _of_model(shape: Any, architectures: list[str]) -> dict[str, bool]:  # noqa: ANN401
-    known = ", ".join(ARCHITECTURES)
+    known = ", ".join(STAGES)
     named = ", ".join(architectures)
     return {
         f"{named} has no adapter ({known} have)": (
-            not set(architectures) & set(ARCHITECTURES)
+            not set(architectures) & set(STAGES)
         ),
         "layers without experts among those with experts": bool(
             getattr(shape, "mlp_only_layers", None)
